@@ -5,6 +5,7 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub mod devargs;
 pub mod session;
 
 pub mod datapath;
