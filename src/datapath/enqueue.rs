@@ -60,9 +60,12 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
                 clippy::cast_possible_truncation,
                 reason = "`gather` took only what a descriptor's 32-bit length covers"
             )]
-            let len = target.data.len() as u32;
+            let (len, used) = (
+                target.data.len() as u32,
+                (header_len(F) + target.data.len()) as u32,
+            );
             tally.add(len, target.data);
-            ring.push_used(target.head, len + header_len(F) as u32);
+            ring.push_used(target.head, used);
         }
         ring.take(count(targets.len()));
         taken += targets.len();

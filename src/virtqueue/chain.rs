@@ -120,7 +120,10 @@ impl Chain {
     /// holds at most as many entries as the ring (2.7.5.3.1).
     fn walk_indirect(&mut self, memory: &mut Cursor<'_>, outer: Descriptor, limit: u16) -> Walk {
         let entries = outer.len / Descriptor::SIZE_U32;
-        if entries == 0 || entries > u32::from(limit) || outer.len % Descriptor::SIZE_U32 != 0 {
+        if entries == 0
+            || entries > u32::from(limit)
+            || !outer.len.is_multiple_of(Descriptor::SIZE_U32)
+        {
             return Walk::Malformed;
         }
         let mut bytes = 0;
