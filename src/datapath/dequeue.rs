@@ -78,13 +78,13 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
         ring.prefetch_used(count(sources.len()));
         let packets = out.get_mut(received..).unwrap_or_default();
         for (source, packet) in sources.as_slice().iter().zip(packets) {
-            let len = copy_in(packet.room(), source.data);
+            let len = copy_in(pool.space(packet), source.data);
             #[allow(
                 clippy::cast_possible_truncation,
                 reason = "`gather` took only what a descriptor's 32-bit length covers"
             )]
             let len = len as u32;
-            packet.finish(len);
+            pool.finish(packet, len);
             tally.add(len, packet.plain().unwrap_or_default());
             ring.push_used(source.head, 0);
         }
@@ -214,7 +214,7 @@ fn dequeue_chain<P: PacketPool, const F: u32>(
         skip -= header_part;
         bytes = bytes.after(header_part);
         while !bytes.is_empty() {
-            bytes = build.fill(bytes);
+            bytes = build.fill(pool, bytes);
             if !bytes.is_empty() && !build.extend(pool) {
                 add(&counters.mbuf_alloc_failed, 1);
                 add(&counters.drop_no_mbuf, 1);
@@ -223,7 +223,8 @@ fn dequeue_chain<P: PacketPool, const F: u32>(
             }
         }
     }
-    build.close();
+    build.close(pool);
+    *packet = build.head;
     Outcome::Received
 }
 
@@ -241,8 +242,12 @@ struct Build<T> {
 impl<T: Packet> Build<T> {
     /// Copies as much as the current segment has room for; the rest comes back.
     #[inline(always)]
-    fn fill<'m>(&mut self, bytes: GuestRange<'m>) -> GuestRange<'m> {
-        let room = self.current.room();
+    fn fill<'m, P: PacketPool<Packet = T>>(
+        &mut self,
+        pool: &P,
+        bytes: GuestRange<'m>,
+    ) -> GuestRange<'m> {
+        let room = pool.space(&mut self.current);
         let copied = copy_in(
             room.get_mut(self.filled as usize..).unwrap_or_default(),
             bytes,
@@ -255,11 +260,11 @@ impl<T: Packet> Build<T> {
 
     /// Finishes the current segment.
     #[inline(always)]
-    fn close(&mut self) {
+    fn close<P: PacketPool<Packet = T>>(&mut self, pool: &P) {
         if self.started {
-            self.head.append(&mut self.last, self.current, self.filled);
+            pool.append(&mut self.head, &mut self.last, self.current, self.filled);
         } else {
-            self.head.finish(self.filled);
+            pool.finish(&mut self.head, self.filled);
             self.started = true;
         }
         self.last = self.current;
@@ -269,7 +274,7 @@ impl<T: Packet> Build<T> {
     /// Finishes the current segment and begins another; whether there was one to have.
     #[inline(always)]
     fn extend<P: PacketPool<Packet = T>>(&mut self, pool: &mut P) -> bool {
-        self.close();
+        self.close(pool);
         pool.allocate(std::slice::from_mut(&mut self.current))
     }
 }
