@@ -5,6 +5,11 @@
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+#[cfg(feature = "dpdk")]
+pub mod exports;
+#[cfg(feature = "dpdk")]
+pub mod port;
+
 pub mod session;
 
 pub mod datapath;
@@ -12,3 +17,10 @@ pub mod virtqueue;
 
 pub mod memory;
 pub mod virtio_net;
+
+#[cfg(feature = "dpdk")]
+pub mod dpdk;
+#[cfg(feature = "dpdk")]
+pub mod guard;
+
+pub mod log;

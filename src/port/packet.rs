@@ -3,10 +3,11 @@
 use std::mem::MaybeUninit;
 
 use crate::datapath::{Packet, PacketPool, Prepared, Release};
+use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
 use crate::dpdk::mbuf::{self, Mbuf, RxFields, RxTemplate};
 use crate::dpdk::mempool::{Mempool, MempoolCache};
-use crate::dpdk::sys::{RTE_MBUF_F_TX_TUNNEL_MASK, RTE_MBUF_F_TX_VLAN, rte_mbuf};
+use crate::dpdk::sys::{RTE_MBUF_F_TX_TUNNEL_MASK, RTE_MBUF_F_TX_VLAN};
 
 /// Bytes of a VLAN tag (IEEE 802.1Q).
 const VLAN_LEN: u16 = 4;
