@@ -35,6 +35,17 @@ pub enum Walk {
 #[derive(Debug, Default)]
 pub struct Chain {
     segments: Vec<Segment>,
+    /// The chains that were put together, for a packet that takes several.
+    heads: Vec<Reserved>,
+}
+
+/// One of the chains of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// Its first descriptor.
+    pub head: u16,
+    /// Bytes of all its buffers.
+    pub bytes: u64,
 }
 
 impl Chain {
@@ -42,6 +53,19 @@ impl Chain {
     #[inline]
     pub fn clear(&mut self) {
         self.segments.clear();
+        self.heads.clear();
+    }
+
+    /// The chains that [`reserve`](Self::reserve) noted, in order.
+    #[inline]
+    pub fn heads(&self) -> &[Reserved] {
+        &self.heads
+    }
+
+    /// Notes that the chain at `head` is part of the packet.
+    #[inline]
+    pub fn reserve(&mut self, head: u16, bytes: u64) {
+        self.heads.push(Reserved { head, bytes });
     }
 
     /// The buffers, in order.
@@ -62,14 +86,8 @@ impl Chain {
         self.segments.is_empty()
     }
 
-    /// Forgets all buffers after the first `len`.
-    #[inline]
-    pub fn truncate(&mut self, len: usize) {
-        self.segments.truncate(len);
-    }
-
     /// Appends the buffers of the chain at `head`; empty ones are left out. On a malformed chain
-    /// the buffers before the fault stay appended, for the caller to cut off.
+    /// the buffers before the fault stay appended.
     ///
     /// Every buffer is looked up in `memory` to its end, piece by piece where it crosses regions.
     pub fn walk(&mut self, ring: &SplitRing, memory: &mut Cursor<'_>, head: u16) -> Walk {
@@ -102,7 +120,10 @@ impl Chain {
     /// holds at most as many entries as the ring (2.7.5.3.1).
     fn walk_indirect(&mut self, memory: &mut Cursor<'_>, outer: Descriptor, limit: u16) -> Walk {
         let entries = outer.len / Descriptor::SIZE_U32;
-        if entries == 0 || entries > u32::from(limit) || outer.len % Descriptor::SIZE_U32 != 0 {
+        if entries == 0
+            || entries > u32::from(limit)
+            || !outer.len.is_multiple_of(Descriptor::SIZE_U32)
+        {
             return Walk::Malformed;
         }
         let mut bytes = 0;

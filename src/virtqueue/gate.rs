@@ -337,7 +337,7 @@ impl<T, B: Barrier> Drop for OnUnwind<'_, T, B> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
 
     use super::*;
 
@@ -391,21 +391,21 @@ mod tests {
     #[test]
     fn no_burst_sees_what_the_control_side_is_changing() {
         let gate = Arc::new(opened(0));
+        let bursts = Arc::new(AtomicU64::new(0));
         let end = Arc::new(AtomicBool::new(false));
         let lcore = {
-            let (gate, end) = (Arc::clone(&gate), Arc::clone(&end));
+            let (gate, bursts, end) = (Arc::clone(&gate), Arc::clone(&bursts), Arc::clone(&end));
             std::thread::spawn(move || {
-                let mut bursts = 0_u64;
                 while !end.load(Ordering::Relaxed) {
                     if let Some(value) = enter(&gate, |v| *v) {
                         assert_eq!(value % 2, 0, "seen in the middle of a change");
-                        bursts += 1;
+                        bursts.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                bursts
             })
         };
-        for _ in 0..2_000 {
+        let mut changes = 0;
+        while changes < 2_000 || bursts.load(Ordering::Relaxed) < 100 {
             gate.with(|value| {
                 if let Some(value) = value {
                     *value += 1;
@@ -413,10 +413,12 @@ mod tests {
                     *value += 1;
                 }
             });
+            changes += 1;
+            std::thread::yield_now();
         }
         end.store(true, Ordering::Relaxed);
-        assert!(lcore.join().is_ok_and(|bursts| bursts > 0));
-        assert_eq!(gate.take(), Some(4_000));
+        assert!(lcore.join().is_ok());
+        assert_eq!(gate.take(), Some(2 * changes));
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::event::EventNotifier;
 
-pub use chain::{Chain, Segment, Walk};
+pub use chain::{Chain, Reserved, Segment, Walk};
 #[cfg(loom)]
 pub use gate::NoBarrier;
 pub use gate::{Allow, Barrier, Gate, Membarrier};
