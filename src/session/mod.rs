@@ -3,6 +3,13 @@
 //! A session collects what `SET_VRING_*` say, and when a ring satisfies the ready rules it hands a
 //! checked [`Virtqueue`] to the port. It knows the port only as [`SessionEvents`].
 
+mod endpoint;
+pub mod features;
+mod spawn;
+
+pub use endpoint::{Endpoint, EndpointError};
+pub use spawn::{Join, Spawn, StdThreads};
+
 use crate::virtqueue::Virtqueue;
 
 /// What a port has to say to start serving frontends.
