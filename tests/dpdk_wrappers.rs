@@ -104,12 +104,10 @@ fn alloc(pool: Mempool, lcore: Lcore, count: usize) -> Option<Vec<Mbuf>> {
     let mut mbufs = vec![MaybeUninit::uninit(); count];
     // SAFETY: a pktmbuf pool, and the cache of this thread.
     let filled = unsafe { mbuf::alloc_bulk(pool, pool.cache(lcore), &mut mbufs) };
-    // SAFETY: `alloc_bulk` says that all are filled.
     filled.then(|| {
-        mbufs
-            .into_iter()
-            .map(|mbuf| unsafe { mbuf.assume_init() })
-            .collect()
+        let taken = mbufs.into_iter();
+        // SAFETY: `alloc_bulk` says that all are filled.
+        taken.map(|mbuf| unsafe { mbuf.assume_init() }).collect()
     })
 }
 
