@@ -41,7 +41,9 @@ impl Pending {
         again.ask(mac);
         let word = again.0.into_inner();
         // A newer request is the better one.
-        let _ = self.0.compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self
+            .0
+            .compare_exchange(0, word, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -51,8 +53,16 @@ pub(super) fn frame(mac: [u8; 6]) -> [u8; FRAME] {
     // Hardware Ethernet, protocol IPv4, address lengths 6 and 4, operation "request reverse".
     const FIXED: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 3];
     const NO_IP: [u8; 4] = [0; 4];
-    let parts: [&[u8]; 8] =
-        [&[0xff; 6], &mac, &ETHERTYPE_RARP, &FIXED, &mac, &NO_IP, &mac, &NO_IP];
+    let parts: [&[u8]; 8] = [
+        &[0xff; 6],
+        &mac,
+        &ETHERTYPE_RARP,
+        &FIXED,
+        &mac,
+        &NO_IP,
+        &mac,
+        &NO_IP,
+    ];
     let mut frame = [0; FRAME];
     for (to, from) in frame.iter_mut().zip(parts.into_iter().flatten()) {
         *to = *from;

@@ -64,7 +64,8 @@ impl QueueStats {
     /// The basic counters since their last reset.
     pub(super) fn basic(&self) -> Basic {
         let total = self.total();
-        let since = |total: u64, base: &AtomicU64| total.saturating_sub(base.load(Ordering::Relaxed));
+        let since =
+            |total: u64, base: &AtomicU64| total.saturating_sub(base.load(Ordering::Relaxed));
         Basic {
             packets: since(total.packets, &self.basic.packets),
             bytes: since(total.bytes, &self.basic.bytes),
@@ -110,7 +111,14 @@ mod tests {
     fn basic_bytes_are_those_after_the_tag_was_stripped() {
         let stats = received(2, 200);
         add(&stats.stripped_tags, 1);
-        assert_eq!(stats.basic(), Basic { packets: 2, bytes: 196, missed: 0 });
+        assert_eq!(
+            stats.basic(),
+            Basic {
+                packets: 2,
+                bytes: 196,
+                missed: 0
+            }
+        );
     }
 
     #[test]

@@ -28,7 +28,10 @@ const STOCK: &[Entry] = &[
     #[cfg(not(dpdk_22_11))]
     ("guest_notifications_offloaded", None),
     #[cfg(not(dpdk_22_11))]
-    ("guest_notifications_error", Some(|c| &c.guest_notifications_error)),
+    (
+        "guest_notifications_error",
+        Some(|c| &c.guest_notifications_error),
+    ),
     #[cfg(not(dpdk_22_11))]
     ("guest_notifications_suppressed", None),
     ("iotlb_hits", None),
@@ -42,7 +45,10 @@ const STOCK: &[Entry] = &[
 /// What an rx queue counts besides.
 const RX_MORE: &[Entry] = &[
     #[cfg(dpdk_22_11)]
-    ("guest_notifications_error", Some(|c| &c.guest_notifications_error)),
+    (
+        "guest_notifications_error",
+        Some(|c| &c.guest_notifications_error),
+    ),
     #[cfg(dpdk_22_11)]
     ("mbuf_alloc_failed", Some(|c| &c.mbuf_alloc_failed)),
     ("drop_bad_desc", Some(|c| &c.drop_bad_desc)),
@@ -54,7 +60,10 @@ const RX_MORE: &[Entry] = &[
 /// What a tx queue counts besides.
 const TX_MORE: &[Entry] = &[
     #[cfg(dpdk_22_11)]
-    ("guest_notifications_error", Some(|c| &c.guest_notifications_error)),
+    (
+        "guest_notifications_error",
+        Some(|c| &c.guest_notifications_error),
+    ),
     ("drop_bad_desc", Some(|c| &c.drop_bad_desc)),
     ("drop_oversize", Some(|c| &c.drop_oversize)),
     ("drop_prepare", Some(|c| &c.drop_prepare)),
@@ -91,9 +100,8 @@ pub(super) fn all(rx_queues: u16, tx_queues: u16) -> impl Iterator<Item = Xstat>
     let block = |rx, queue, entries: &'static [Entry]| {
         entries.iter().map(move |&entry| Xstat { rx, queue, entry })
     };
-    let blocks = move |rx, queues, entries| {
-        (0..queues).flat_map(move |queue| block(rx, queue, entries))
-    };
+    let blocks =
+        move |rx, queues, entries| (0..queues).flat_map(move |queue| block(rx, queue, entries));
     blocks(true, rx_queues, STOCK)
         .chain(blocks(false, tx_queues, STOCK))
         .chain(blocks(true, rx_queues, RX_MORE))
@@ -108,7 +116,10 @@ pub(super) fn count(rx_queues: u16, tx_queues: u16) -> usize {
 
 /// Every counter behind a statistic.
 pub(super) fn counters() -> impl Iterator<Item = Counter> {
-    [STOCK, RX_MORE, TX_MORE].into_iter().flatten().filter_map(|entry| entry.1)
+    [STOCK, RX_MORE, TX_MORE]
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.1)
 }
 
 #[cfg(test)]
@@ -117,7 +128,9 @@ mod tests {
     use super::*;
 
     fn names(rx_queues: u16, tx_queues: u16) -> Vec<String> {
-        all(rx_queues, tx_queues).map(|xstat| xstat.name()).collect()
+        all(rx_queues, tx_queues)
+            .map(|xstat| xstat.name())
+            .collect()
     }
 
     #[test]
@@ -188,7 +201,9 @@ mod tests {
         let stats = QueueStats::default();
         add(&stats.counters.sizes[1], 3);
         let mut all = all(1, 0);
-        let size_64 = all.find(|xstat| xstat.name() == "rx_q0_size_64_packets").unwrap();
+        let size_64 = all
+            .find(|xstat| xstat.name() == "rx_q0_size_64_packets")
+            .unwrap();
         assert_eq!(size_64.value(Some(&stats)), 3);
 
         stats.reset_extended(counters());
