@@ -6,7 +6,7 @@
 use core::ffi::c_int;
 use core::ptr::NonNull;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::sys::{
     RTE_INTR_HANDLE_VDEV, RTE_INTR_INSTANCE_F_PRIVATE, RTE_INTR_VEC_RXTX_OFFSET,
@@ -91,6 +91,11 @@ impl RxInterrupts {
     /// Takes the kick eventfd of queue `index` out again.
     pub fn remove(&self, index: u16, kick: BorrowedFd<'_>) -> io::Result<()> {
         self.control(index, libc::EPOLL_CTL_DEL, kick, core::ptr::null_mut())
+    }
+
+    /// The epoll fd of queue `index`, which ethdev hands to the application.
+    pub fn queue_fd(&self, index: u16) -> Option<BorrowedFd<'_>> {
+        self.queues.get(usize::from(index)).map(AsFd::as_fd)
     }
 
     fn control(
