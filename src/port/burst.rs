@@ -103,10 +103,9 @@ pub(super) fn inject(queue: &RxQueue, pool: &mut RxPool, out: &mut [Slot]) -> us
         *to = MaybeUninit::new(from);
     }
     // Queue setup refuses pools whose mbufs have less room.
-    const LEN: u32 = rarp::FRAME as u32;
-    pool.finish(place, LEN);
+    pool.finish(place, rarp::FRAME_LEN);
     let mut tally = Tally::default();
-    tally.add(LEN, &frame);
+    tally.add(rarp::FRAME_LEN, &frame);
     tally.flush(&queue.stats.counters);
     1
 }
@@ -135,13 +134,14 @@ fn strip_one(mbuf: Mbuf) -> bool {
         return false;
     }
     let start = mbuf.data();
+    let tag = start.wrapping_add(ADDRESSES).cast::<[u8; 4]>();
     // SAFETY: bytes 12 to 16 of a segment that has at least 18, of a frame just received.
-    let [t0, t1, tag @ ..] = unsafe { start.add(ADDRESSES).cast::<[u8; 4]>().read() };
+    let [t0, t1, tag @ ..] = unsafe { tag.read() };
     if [t0, t1] != TPID || !mbuf.trim_front(VLAN_TAG) {
         return false;
     }
     // SAFETY: the addresses move by 4 within the first 16 bytes of the segment; they may overlap.
-    unsafe { start.copy_to(start.add(usize::from(VLAN_TAG)), ADDRESSES) };
+    unsafe { mbuf.data().copy_from(start, ADDRESSES) };
     mbuf.set_vlan_tci(u16::from_be_bytes(tag));
     mbuf.set_ol_flags(mbuf.ol_flags() | RTE_MBUF_F_RX_VLAN | RTE_MBUF_F_RX_VLAN_STRIPPED);
     true

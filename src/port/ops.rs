@@ -79,14 +79,15 @@ unsafe fn with_port(
 /// As for all operations: called by ethdev, with a port of this driver.
 unsafe extern "C" fn dev_configure(dev: *mut rte_eth_dev) -> c_int {
     // SAFETY: called by ethdev.
-    unsafe {
-        with_port(dev, |dev, port| {
-            let offloads = dev.conf().rxmode.offloads;
-            port.configure(Wanted {
-                strip_vlan: offloads & RTE_ETH_RX_OFFLOAD_VLAN_STRIP != 0,
-            })
-        })
-    }
+    unsafe { with_port(dev, configure) }
+}
+
+fn configure(dev: EthDev, port: &Arc<Port>) -> Result<(), PortError> {
+    // SAFETY: in a control operation, and not kept.
+    let offloads = unsafe { dev.conf() }.rxmode.offloads;
+    port.configure(Wanted {
+        strip_vlan: offloads & RTE_ETH_RX_OFFLOAD_VLAN_STRIP != 0,
+    })
 }
 
 /// # Safety
@@ -228,15 +229,16 @@ unsafe extern "C" fn rx_queue_setup(
     _conf: *const rte_eth_rxconf,
     pool: *mut rte_mempool,
 ) -> c_int {
+    let setup = |dev: EthDev, port: &Arc<Port>| {
+        // SAFETY: a pool that the application keeps as long as the queue (rte_eth_rx_queue_setup).
+        let pool = unsafe { Mempool::from_ptr(pool) }.ok_or(PortError::NoPool)?;
+        let queue = RxQueue::create(port, index, socket.cast_signed(), pool)?;
+        // SAFETY: in a control operation; what `rx_burst` expects.
+        unsafe { dev.set_rx_queue(index, queue.as_ptr().cast()) };
+        Ok(())
+    };
     // SAFETY: called by ethdev.
-    unsafe {
-        with_port(dev, |dev, port| {
-            let pool = Mempool::from_ptr(pool).ok_or(PortError::NoPool)?;
-            let queue = RxQueue::create(port, index, socket.cast_signed(), pool)?;
-            dev.set_rx_queue(index, queue.as_ptr().cast());
-            Ok(())
-        })
-    }
+    unsafe { with_port(dev, setup) }
 }
 
 /// # Safety
@@ -249,14 +251,14 @@ unsafe extern "C" fn tx_queue_setup(
     socket: c_uint,
     _conf: *const rte_eth_txconf,
 ) -> c_int {
+    let setup = |dev: EthDev, port: &Arc<Port>| {
+        let queue = TxQueue::create(port, index, socket.cast_signed())?;
+        // SAFETY: in a control operation; what `tx_burst` expects.
+        unsafe { dev.set_tx_queue(index, queue.as_ptr().cast()) };
+        Ok(())
+    };
     // SAFETY: called by ethdev.
-    unsafe {
-        with_port(dev, |dev, port| {
-            let queue = TxQueue::create(port, index, socket.cast_signed())?;
-            dev.set_tx_queue(index, queue.as_ptr().cast());
-            Ok(())
-        })
-    }
+    unsafe { with_port(dev, setup) }
 }
 
 /// # Safety

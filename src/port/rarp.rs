@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of the frame, padding included.
-pub(super) const FRAME: usize = 64;
+pub(super) const FRAME_LEN: u32 = 64;
 
 /// Marks a word that holds an address.
 const ASKED: u64 = 1 << 48;
@@ -48,7 +48,7 @@ impl Pending {
 }
 
 /// The broadcast frame in the name of `mac`.
-pub(super) fn frame(mac: [u8; 6]) -> [u8; FRAME] {
+pub(super) fn frame(mac: [u8; 6]) -> [u8; FRAME_LEN as usize] {
     const ETHERTYPE_RARP: [u8; 2] = [0x80, 0x35];
     // Hardware Ethernet, protocol IPv4, address lengths 6 and 4, operation "request reverse".
     const FIXED: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 3];
@@ -63,7 +63,7 @@ pub(super) fn frame(mac: [u8; 6]) -> [u8; FRAME] {
         &mac,
         &NO_IP,
     ];
-    let mut frame = [0; FRAME];
+    let mut frame = [0; FRAME_LEN as usize];
     for (to, from) in frame.iter_mut().zip(parts.into_iter().flatten()) {
         *to = *from;
     }
