@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use super::abi::{
     Burst, RxQueueCount, eth_dev_ops, rte_device, rte_eth_dev, rte_eth_dev_allocate,
@@ -296,6 +296,14 @@ impl EthDev {
     pub fn mtu(self) -> u16 {
         // SAFETY: `data` of a live port.
         unsafe { (*self.data()).mtu }
+    }
+
+    /// Changes what [`EthDev::mtu`] tells: the frontend was given another one.
+    pub fn set_mtu(self, mtu: u16) {
+        // SAFETY: `data` of a live port.
+        let field = unsafe { &raw mut (*self.data()).mtu };
+        // SAFETY: aligned, lives as long as the port; the application may read it at any time.
+        unsafe { AtomicU16::from_ptr(field) }.store(mtu, Ordering::Relaxed);
     }
 
     /// Memory node of the port.
