@@ -11,6 +11,8 @@ pub(crate) struct Backend {
     pub(crate) queues: u16,
     /// Devargs behind `iface=` and `queues=`, beginning with a comma.
     pub(crate) devargs: &'static str,
+    /// The only processor to run on, for measurements.
+    pub(crate) pinned: Option<u16>,
 }
 
 /// The side with `net_virtio_user0`.
@@ -20,6 +22,8 @@ pub(crate) struct Frontend {
     pub(crate) queues: u16,
     /// Devargs behind `path=` and `queues=`, beginning with a comma.
     pub(crate) devargs: &'static str,
+    /// The only processor to run on, for measurements.
+    pub(crate) pinned: Option<u16>,
 }
 
 impl Backend {
@@ -29,6 +33,7 @@ impl Backend {
             driver: driver.clone(),
             queues,
             devargs: "",
+            pinned: None,
         }
     }
 
@@ -49,6 +54,7 @@ impl Backend {
         );
         let mut args = self.driver.eal_args();
         args.extend(["--vdev".to_owned(), vdev]);
+        args.extend(pinned_to(self.pinned));
         args
     }
 
@@ -77,31 +83,33 @@ impl Frontend {
         Self {
             queues,
             devargs: "",
+            pinned: None,
         }
     }
 
     /// A server for a backend with `client=1`.
     pub(crate) fn server(queues: u16) -> Self {
         Self {
-            queues,
             devargs: ",server=1",
+            ..Self::client(queues)
         }
     }
 
     /// Starts it without waiting.
     pub(crate) fn spawn(&self, lab: &Lab) -> Outcome<Testpmd> {
-        let Self { queues, devargs } = self;
+        let Self {
+            queues,
+            devargs,
+            pinned,
+        } = self;
         let socket = lab.path_text("s");
         // virtio-user changes the number of its queues by its control queue only.
         let control = if *queues > 1 { ",cq=1" } else { "" };
         let vdev = format!("net_virtio_user0,path={socket},queues={queues}{control}{devargs}");
         let own = queue_args(*queues);
-        Testpmd::spawn(
-            lab,
-            "frontend",
-            &["--vdev".to_owned(), vdev],
-            &[&own[0], &own[1]],
-        )
+        let mut eal = vec!["--vdev".to_owned(), vdev];
+        eal.extend(pinned_to(*pinned));
+        Testpmd::spawn(lab, "frontend", &eal, &[&own[0], &own[1]])
     }
 
     /// Starts it and waits until it takes commands.
@@ -136,4 +144,10 @@ pub(crate) fn pair(
 
 fn queue_args(queues: u16) -> [String; 2] {
     [format!("--rxq={queues}"), format!("--txq={queues}")]
+}
+
+/// Both threads of a testpmd on one processor; the main one only waits for commands.
+fn pinned_to(processor: Option<u16>) -> Vec<String> {
+    let lcores = processor.map(|cpu| format!("0@{cpu},1@{cpu}"));
+    lcores.map_or_else(Vec::new, |lcores| vec!["--lcores".to_owned(), lcores])
 }

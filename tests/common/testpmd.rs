@@ -1,9 +1,10 @@
 //! Stock `dpdk-testpmd`, driven by its command line.
 
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{Lab, Outcome, Process, SOON};
+use super::{Driver, Lab, Outcome, Process, SOON};
 
 /// A command with a short answer and no effect. Its last line tells that all commands before it are
 /// done: the prompt cannot, because testpmd writes it one character at a time and lines of other
@@ -36,8 +37,11 @@ impl Testpmd {
     pub(crate) fn spawn(lab: &Lab, name: &str, eal: &[String], own: &[&str]) -> Outcome<Self> {
         let mut command = Command::new("stdbuf");
         // Lines must come when they are printed. With stdin at its end testpmd stops by itself.
-        command.args(["-oL", "dpdk-testpmd", "--lcores", "0@(0,1),1@(0,1)"]);
-        command.args(["--no-pci", "--no-telemetry"]);
+        command.args(["-oL", "dpdk-testpmd", "--no-pci", "--no-telemetry"]);
+        if !eal.iter().any(|option| option == "--lcores") {
+            // Two polling threads on few processors: let them float.
+            command.args(["--lcores", "0@(0,1),1@(0,1)"]);
+        }
         command.args(["--file-prefix", &lab.file_prefix(name)]);
         if !eal.iter().any(|option| option == "--huge-dir") {
             command.args(lab.memory.eal_args());
@@ -160,6 +164,35 @@ impl Testpmd {
             self.name,
             self.process.stderr.tail()
         ))
+    }
+
+    /// The lines about ethdev events so far, such as `Port 0: link state change event`.
+    pub(crate) fn events(&self) -> Vec<String> {
+        let text = self.process.stdout.since(0);
+        let lines = text.lines().map(str::trim);
+        let events = lines.filter(|line| line.starts_with("Port ") && line.ends_with(" event"));
+        events.map(str::to_owned).collect()
+    }
+
+    /// Is the port served by this plugin? It must be loaded, and the distribution's driver, which
+    /// has a thread for its sockets as soon as it serves a port, must not be at work.
+    pub(crate) fn runs_the_plugin(&self, driver: &Driver) -> Outcome<bool> {
+        let Driver::Plugin(path) = driver else {
+            return Ok(false);
+        };
+        let folder = format!("/proc/{}", self.process.id());
+        let read = |name: &str| {
+            fs::read_to_string(format!("{folder}/{name}"))
+                .map_err(|error| format!("{folder}/{name}: {error}"))
+        };
+        let loaded = read("maps")?.contains(&path.display().to_string());
+        let threads = fs::read_dir(format!("{folder}/task")).map_err(|error| error.to_string())?;
+        let mut stock_at_work = false;
+        for thread in threads.flatten() {
+            let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+            stock_at_work |= matches!(name.trim(), "vhost-events" | "dpdk-vhost-evt");
+        }
+        Ok(loaded && !stock_at_work)
     }
 
     /// Ends it by its own command and checks that it ended well.

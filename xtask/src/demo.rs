@@ -1,0 +1,146 @@
+//! `cargo xtask demo`: the product's main job, for a newcomer's eyes.
+
+use std::time::{Duration, Instant};
+
+use crate::command::{capture, cargo, interrupted, run, target};
+use crate::common::{Backend, Driver, Frontend, Lab, Memory, PortStats, Testpmd, pair};
+use crate::{number_option, setup};
+
+/// Builds the plugin, connects two testpmd through it and shows the packets flow.
+pub(crate) fn demo(args: &[String]) -> Result<(), String> {
+    let seconds = number_option(args, "--seconds", 8)?;
+    setup::setup()?;
+    let driver = built_driver()?;
+    let lab = Lab::new("demo")?;
+    println!();
+    match &driver {
+        Driver::Stock => println!("driver    the distribution's net_vhost"),
+        Driver::Plugin(path) => println!("driver    {}", path.display()),
+    }
+    let version = capture("pkg-config", &["--modversion", "libdpdk"]).unwrap_or_default();
+    println!("backend   dpdk-testpmd {}, port net_vhost0", version.trim());
+    println!("frontend  dpdk-testpmd, port net_virtio_user0");
+    println!("socket    {}", lab.path_text("s"));
+    println!(
+        "memory    {}",
+        match lab.memory {
+            Memory::HugePages => "2 MB pages",
+            Memory::Ordinary => "ordinary pages (--no-huge)",
+        }
+    );
+    println!();
+    let (mut back, mut front) = pair(&lab, &Backend::server(&driver, 1), &Frontend::client(1))?;
+    serves(&driver, &mut back)?;
+    let mut events = Events::default();
+    events.print(&back);
+
+    let before = back.stats(0)?;
+    front.run("start")?;
+    back.run("start tx_first 4")?;
+    println!("      s    from the frontend      to the frontend");
+    let started = Instant::now();
+    let mut last = (started, back.stats(0)?);
+    for second in 1..=seconds {
+        let due = started + Duration::from_secs(u64::from(second));
+        while Instant::now() < due && !interrupted() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        events.print(&back);
+        let now = (Instant::now(), back.stats(0)?);
+        print_rates(second, last, now);
+        last = now;
+        if interrupted() {
+            break;
+        }
+    }
+    let after = last.1;
+    let received = after.rx_packets - before.rx_packets;
+    let sent = after.tx_packets - before.tx_packets;
+    let other_side = front.stats(0)?;
+
+    front.quit()?;
+    back.wait_for_link(0, false)?;
+    events.print(&back);
+    back.quit()?;
+    lab.finish()?;
+
+    println!();
+    println!("received from the frontend  {received:>12} packets");
+    println!("sent to the frontend        {sent:>12} packets");
+    println!(
+        "the frontend received       {:>12} packets",
+        other_side.rx_packets
+    );
+    println!(
+        "the frontend sent           {:>12} packets",
+        other_side.tx_packets
+    );
+    // The 4 bursts of the start alone would show one direction only.
+    let both_ways = [received, sent, other_side.rx_packets, other_side.tx_packets];
+    if both_ways.iter().any(|&packets| packets < 1000) {
+        return Err("packets did not flow in both directions".to_owned());
+    }
+    println!("Packets flowed in both directions. Link and queue events came. All is cleaned up.");
+    events.check()
+}
+
+/// The driver that `NET_VHOST_PLUGIN` names, or the plugin, freshly built for speed.
+pub(crate) fn built_driver() -> Result<Driver, String> {
+    if std::env::var_os("NET_VHOST_PLUGIN").is_some() {
+        return Driver::under_test();
+    }
+    println!("building the plugin: cargo build --release");
+    let built = run(cargo(&["build", "--release"]), Duration::from_secs(3600))?;
+    if !built.success {
+        return Err("the plugin does not build".to_owned());
+    }
+    Driver::plugin(&target().join("release/librte_net_vhost.so"))
+}
+
+/// Both drivers have the same name; only the process's threads and mappings tell them apart.
+pub(crate) fn serves(driver: &Driver, back: &mut Testpmd) -> Result<(), String> {
+    if driver.is_stock() || back.runs_the_plugin(driver)? {
+        return Ok(());
+    }
+    Err("the port is served by the distribution's net_vhost, not by the plugin".to_owned())
+}
+
+fn print_rates(second: u32, last: (Instant, PortStats), now: (Instant, PortStats)) {
+    let seconds = (now.0 - last.0).as_secs_f64();
+    let rate = |before: u64, after: u64| (after - before) as f64 / seconds / 1e6;
+    println!(
+        "    {second:>3}        {:>6.2} Mpps          {:>6.2} Mpps",
+        rate(last.1.rx_packets, now.1.rx_packets),
+        rate(last.1.tx_packets, now.1.tx_packets)
+    );
+}
+
+/// testpmd's lines `Port 0: link state change event`, each shown once.
+#[derive(Default)]
+struct Events {
+    seen: usize,
+    link: u32,
+    queue: u32,
+}
+
+impl Events {
+    fn print(&mut self, testpmd: &Testpmd) {
+        for event in testpmd.events().into_iter().skip(self.seen) {
+            println!("event     {event}");
+            self.seen += 1;
+            self.link += u32::from(event.contains("link state"));
+            self.queue += u32::from(event.contains("queue state"));
+        }
+    }
+
+    /// One queue pair coming up and a link that came and went.
+    fn check(&self) -> Result<(), String> {
+        if self.link >= 2 && self.queue >= 2 {
+            return Ok(());
+        }
+        let Self { link, queue, .. } = self;
+        Err(format!(
+            "events are missing: {link} of the link, {queue} of queues, expected 2 each"
+        ))
+    }
+}
