@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Outcome;
+use super::{Outcome, skip};
 
 /// The driver under test.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,9 +26,10 @@ impl Driver {
 
     /// A plugin file; EAL wants an absolute path.
     pub(crate) fn plugin(path: &Path) -> Outcome<Self> {
-        path.canonicalize()
-            .map(Self::Plugin)
-            .map_err(|error| format!("the plugin {}: {error}", path.display()))
+        let absolute = path
+            .canonicalize()
+            .map_err(|error| format!("the plugin {}: {error}", path.display()))?;
+        Ok(Self::Plugin(absolute))
     }
 
     /// `target/<profile>/librte_net_vhost.so`, next to the folder of this test binary.
@@ -53,4 +54,14 @@ impl Driver {
             Self::Plugin(path) => vec!["-d".to_owned(), path.display().to_string()],
         }
     }
+}
+
+/// The driver under test, unless that is the distribution's, of which `test` would ask too much.
+pub(crate) fn ours_only(test: &str) -> Outcome<Option<Driver>> {
+    let driver = Driver::under_test()?;
+    if driver.is_stock() {
+        skip(test, "holds for our driver only");
+        return Ok(None);
+    }
+    Ok(Some(driver))
 }

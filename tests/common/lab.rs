@@ -121,7 +121,7 @@ impl Lab {
     pub(crate) fn finish(self) -> Outcome {
         let sockets = self.sockets();
         if !sockets.is_empty() {
-            return Err(format!("{}: sockets left behind: {sockets:?}", self.name));
+            return Err(format!("{}: sockets left behind: {sockets:?}", self.name).into());
         }
         let folder = self.folder.display().to_string();
         eventually("no process with this test's folder is left", || {
@@ -190,10 +190,7 @@ pub(crate) fn eventually(what: &str, mut is_true: impl FnMut() -> bool) -> Outco
     let deadline = Instant::now() + super::SOON;
     while !is_true() {
         if Instant::now() >= deadline {
-            return Err(format!(
-                "in {:?}, this did not come true: {what}",
-                super::SOON
-            ));
+            return Err(format!("in {:?}, this did not come true: {what}", super::SOON).into());
         }
         thread::sleep(Duration::from_millis(10));
     }

@@ -17,15 +17,37 @@ mod pair;
 mod process;
 mod testpmd;
 
-pub(crate) use driver::Driver;
+pub(crate) use driver::{Driver, ours_only};
 pub(crate) use lab::{Lab, Memory, skip};
 pub(crate) use output::Output;
 pub(crate) use pair::{Backend, Frontend, pair};
 pub(crate) use process::Process;
-pub(crate) use testpmd::{PortStats, Testpmd};
+pub(crate) use testpmd::{PortStats, Testpmd, parse_xstat};
 
-/// What a helper or a test returns: the text says what was awaited and what was seen instead.
-pub(crate) type Outcome<T = ()> = Result<T, String>;
+/// What a helper or a test returns.
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+/// What was awaited and what was seen instead, in words.
+pub(crate) struct Failure(String);
+
+/// A test's harness prints an error in its `Debug` form; that must be readable, too.
+impl std::fmt::Debug for Failure {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl<T: Into<String>> From<T> for Failure {
+    fn from(words: T) -> Self {
+        Self(words.into())
+    }
+}
 
 /// How long an awaited event may take. Generous: the machine may be busy with other things.
 pub(crate) const SOON: std::time::Duration = std::time::Duration::from_secs(30);

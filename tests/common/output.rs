@@ -108,7 +108,8 @@ impl Output {
                     "{}: {what} {reason}. Last output:\n{}",
                     self.name,
                     tail(&text.text)
-                ));
+                )
+                .into());
             }
             text = self
                 .shared

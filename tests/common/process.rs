@@ -65,7 +65,8 @@ impl Process {
         stdin
             .write_all(format!("{line}\n").as_bytes())
             .and_then(|()| stdin.flush())
-            .map_err(|error| format!("{}: `{line}`: {error}\n{}", self.name, self.stderr.tail()))
+            .map_err(|error| format!("{}: `{line}`: {error}\n{}", self.name, self.stderr.tail()))?;
+        Ok(())
     }
 
     /// Closes its standard input.
@@ -90,7 +91,8 @@ impl Process {
                 return Err(format!(
                     "{}: still running after {patience:?}. Last output:\n{tail}",
                     self.name
-                ));
+                )
+                .into());
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -111,7 +113,8 @@ impl Process {
             self.name,
             self.stdout.tail(),
             self.stderr.tail()
-        ))
+        )
+        .into())
     }
 
     /// Sends a signal to it alone.
@@ -121,11 +124,7 @@ impl Process {
         if unsafe { libc::kill(id, signal) } == 0 {
             return Ok(());
         }
-        Err(format!(
-            "{}: kill: {}",
-            self.name,
-            io::Error::last_os_error()
-        ))
+        Err(format!("{}: kill: {}", self.name, io::Error::last_os_error()).into())
     }
 
     /// Ends it at once, with all that it started.

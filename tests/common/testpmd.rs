@@ -35,9 +35,23 @@ pub(crate) struct PortStats {
 impl Testpmd {
     /// Starts it; `eal` and `own` are the options before and after `--`. Does not wait.
     pub(crate) fn spawn(lab: &Lab, name: &str, eal: &[String], own: &[&str]) -> Outcome<Self> {
-        let mut command = Command::new("stdbuf");
-        // Lines must come when they are printed. With stdin at its end testpmd stops by itself.
-        command.args(["-oL", "dpdk-testpmd", "--no-pci", "--no-telemetry"]);
+        Self::spawn_under(&[], lab, name, eal, own)
+    }
+
+    /// Starts it by a program, with its arguments, that executes the command line that it is given.
+    pub(crate) fn spawn_under(
+        wrapper: &[&str],
+        lab: &Lab,
+        name: &str,
+        eal: &[String],
+        own: &[&str],
+    ) -> Outcome<Self> {
+        // Lines must come when they are printed.
+        let mut line = [wrapper, &["stdbuf", "-oL", "dpdk-testpmd"]]
+            .concat()
+            .into_iter();
+        let mut command = Command::new(line.next().unwrap_or_default());
+        command.args(line).args(["--no-pci", "--no-telemetry"]);
         if !eal.iter().any(|option| option == "--lcores") {
             // Two polling threads on few processors: let them float.
             command.args(["--lcores", "0@(0,1),1@(0,1)"]);
@@ -124,16 +138,14 @@ impl Testpmd {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Err(format!(
-            "{}: port {port}: no `{wanted}` in\n{info}",
-            self.name
-        ))
+        Err(format!("{}: port {port}: no `{wanted}` in\n{info}", self.name).into())
     }
 
     /// The basic statistics of a port.
     pub(crate) fn stats(&mut self, port: u16) -> Outcome<PortStats> {
         let text = self.run(&format!("show port stats {port}"))?;
-        parse_stats(&text).ok_or_else(|| format!("{}: no statistics in\n{text}", self.name))
+        let stats = parse_stats(&text);
+        Ok(stats.ok_or_else(|| format!("{}: no statistics in\n{text}", self.name))?)
     }
 
     /// The extended statistics of a port, in their order.
@@ -163,7 +175,7 @@ impl Testpmd {
             "{}: port {port}: {more} packets did not flow both ways, from {before:?} to {now:?}\n{}",
             self.name,
             self.process.stderr.tail()
-        ))
+        ).into())
     }
 
     /// The lines about ethdev events so far, such as `Port 0: link state change event`.

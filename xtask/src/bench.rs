@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::command::interrupted;
-use crate::common::{Backend, Driver, Frontend, Lab, PortStats, Testpmd, pair};
+use crate::common::{Backend, Driver, Frontend, Lab, Outcome, PortStats, Testpmd, pair};
 use crate::demo::{built_driver, serves};
 use crate::{number_option, setup};
 
@@ -43,7 +43,7 @@ const CASES: [Case; 4] = [
 ];
 
 /// Measures and prints medians in Mpps.
-pub(crate) fn bench(args: &[String]) -> Result<(), String> {
+pub(crate) fn bench(args: &[String]) -> Outcome {
     let rounds = number_option(args, "--rounds", 5)?;
     let seconds = number_option(args, "--seconds", 2)?;
     setup::setup()?;
@@ -75,9 +75,9 @@ pub(crate) fn bench(args: &[String]) -> Result<(), String> {
 }
 
 /// One pair, one rate in Mpps.
-fn measure(case: &Case, driver: &Driver, seconds: u32) -> Result<f64, String> {
+fn measure(case: &Case, driver: &Driver, seconds: u32) -> Outcome<f64> {
     if interrupted() {
-        return Err("interrupted".to_owned());
+        return Err("interrupted".into());
     }
     let lab = Lab::new("bench")?;
     let backend = Backend {
@@ -103,7 +103,7 @@ fn measure(case: &Case, driver: &Driver, seconds: u32) -> Result<f64, String> {
     Ok(packets as f64 / (ended - started).as_secs_f64() / 1e6)
 }
 
-fn run_all(testpmd: &mut Testpmd, commands: &[&str]) -> Result<(), String> {
+fn run_all(testpmd: &mut Testpmd, commands: &[&str]) -> Outcome {
     commands
         .iter()
         .try_for_each(|command| testpmd.run(command).map(|_| ()))

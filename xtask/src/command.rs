@@ -9,6 +9,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::Outcome;
+
 /// Set by SIGINT and SIGTERM; whoever waits looks at it, ends what it started and leaves.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -61,7 +63,7 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 
 /// Runs a program in the repository to its end, showing what it prints; ends it with all its
 /// children when it takes longer than `patience` or we are interrupted.
-pub(crate) fn run(mut command: Command, patience: Duration) -> Result<Finished, String> {
+pub(crate) fn run(mut command: Command, patience: Duration) -> Outcome<Finished> {
     let program = command.get_program().to_string_lossy().into_owned();
     command
         .stdin(Stdio::null())
@@ -128,7 +130,7 @@ pub(crate) fn run(mut command: Command, patience: Duration) -> Result<Finished, 
     }
     let _ = std::io::stdout().flush();
     match problem {
-        Some(problem) => Err(problem),
+        Some(problem) => Err(problem.into()),
         None => Ok(Finished {
             success: status.success(),
             text,

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::command::{capture, cargo, interrupted, run, target};
-use crate::common::{Backend, Driver, Frontend, Lab, Memory, PortStats, Testpmd, pair};
+use crate::common::{Backend, Driver, Frontend, Lab, Memory, Outcome, PortStats, Testpmd, pair};
 use crate::{number_option, setup};
 
 /// Builds the plugin, connects two testpmd through it and shows the packets flow.
-pub(crate) fn demo(args: &[String]) -> Result<(), String> {
+pub(crate) fn demo(args: &[String]) -> Outcome {
     let seconds = number_option(args, "--seconds", 8)?;
     setup::setup()?;
     let driver = built_driver()?;
@@ -78,31 +78,31 @@ pub(crate) fn demo(args: &[String]) -> Result<(), String> {
     // The 4 bursts of the start alone would show one direction only.
     let both_ways = [received, sent, other_side.rx_packets, other_side.tx_packets];
     if both_ways.iter().any(|&packets| packets < 1000) {
-        return Err("packets did not flow in both directions".to_owned());
+        return Err("packets did not flow in both directions".into());
     }
     println!("Packets flowed in both directions. Link and queue events came. All is cleaned up.");
     events.check()
 }
 
 /// The driver that `NET_VHOST_PLUGIN` names, or the plugin, freshly built for speed.
-pub(crate) fn built_driver() -> Result<Driver, String> {
+pub(crate) fn built_driver() -> Outcome<Driver> {
     if std::env::var_os("NET_VHOST_PLUGIN").is_some() {
         return Driver::under_test();
     }
     println!("building the plugin: cargo build --release");
     let built = run(cargo(&["build", "--release"]), Duration::from_secs(3600))?;
     if !built.success {
-        return Err("the plugin does not build".to_owned());
+        return Err("the plugin does not build".into());
     }
     Driver::plugin(&target().join("release/librte_net_vhost.so"))
 }
 
 /// Both drivers have the same name; only the process's threads and mappings tell them apart.
-pub(crate) fn serves(driver: &Driver, back: &mut Testpmd) -> Result<(), String> {
+pub(crate) fn serves(driver: &Driver, back: &mut Testpmd) -> Outcome {
     if driver.is_stock() || back.runs_the_plugin(driver)? {
         return Ok(());
     }
-    Err("the port is served by the distribution's net_vhost, not by the plugin".to_owned())
+    Err("the port is served by the distribution's net_vhost, not by the plugin".into())
 }
 
 fn print_rates(second: u32, last: (Instant, PortStats), now: (Instant, PortStats)) {
@@ -119,28 +119,37 @@ fn print_rates(second: u32, last: (Instant, PortStats), now: (Instant, PortStats
 #[derive(Default)]
 struct Events {
     seen: usize,
-    link: u32,
-    queue: u32,
+    link: usize,
+    queue: usize,
 }
 
 impl Events {
     fn print(&mut self, testpmd: &Testpmd) {
-        for event in testpmd.events().into_iter().skip(self.seen) {
-            println!("event     {event}");
-            self.seen += 1;
-            self.link += u32::from(event.contains("link state"));
-            self.queue += u32::from(event.contains("queue state"));
+        let events = testpmd.events().split_off(self.seen);
+        self.seen += events.len();
+        for alike in events.chunk_by(|one, next| one == next) {
+            let event = &alike[0];
+            match alike.len() {
+                1 => println!("event     {event}"),
+                times => println!("event     {event}, {times} times"),
+            }
+            if event.contains("link state") {
+                self.link += alike.len();
+            } else if event.contains("queue state") {
+                self.queue += alike.len();
+            }
         }
     }
 
     /// One queue pair coming up and a link that came and went.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Outcome {
         if self.link >= 2 && self.queue >= 2 {
             return Ok(());
         }
         let Self { link, queue, .. } = self;
-        Err(format!(
-            "events are missing: {link} of the link, {queue} of queues, expected 2 each"
-        ))
+        Err(
+            format!("events are missing: {link} of the link, {queue} of queues, expected 2 each")
+                .into(),
+        )
     }
 }

@@ -14,6 +14,8 @@ mod common;
 
 use std::process::ExitCode;
 
+use common::Outcome;
+
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
@@ -45,7 +47,7 @@ fn main() -> ExitCode {
             println!("{USAGE}");
             Ok(())
         }
-        _ => Err(format!("no such command: `{name}`\n\n{USAGE}")),
+        _ => Err(format!("no such command: `{name}`\n\n{USAGE}").into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,13 +59,13 @@ fn main() -> ExitCode {
 }
 
 /// Reads options of the form `--name N`.
-fn number_option(args: &[String], name: &str, default: u32) -> Result<u32, String> {
+fn number_option(args: &[String], name: &str, default: u32) -> Outcome<u32> {
     let Some(at) = args.iter().position(|arg| arg == name) else {
         return Ok(default);
     };
     let value = args.get(at + 1).ok_or(format!("{name} wants a number"))?;
     match value.parse() {
         Ok(number) if number > 0 => Ok(number),
-        _ => Err(format!("{name} {value}: wants a number above 0")),
+        _ => Err(format!("{name} {value}: wants a number above 0").into()),
     }
 }

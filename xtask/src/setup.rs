@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::command::{capture, run};
+use crate::common::Outcome;
 
 /// What Debian and Ubuntu call the things that build and test need.
 const PACKAGES: &[&str] = &[
@@ -31,7 +32,7 @@ const WANTED_PAGES: u32 = 1024;
 const PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 /// Makes the machine able to build, run and test.
-pub(crate) fn setup() -> Result<(), String> {
+pub(crate) fn setup() -> Outcome {
     packages()?;
     rust_components()?;
     huge_pages();
@@ -39,7 +40,7 @@ pub(crate) fn setup() -> Result<(), String> {
 }
 
 /// Installs missing packages; apt is not called when there are none.
-fn packages() -> Result<(), String> {
+fn packages() -> Outcome {
     let missing: Vec<&str> = PACKAGES
         .iter()
         .copied()
@@ -53,7 +54,8 @@ fn packages() -> Result<(), String> {
         return Err(format!(
             "this is no Debian or Ubuntu; please install the equivalents of: {}",
             missing.join(" ")
-        ));
+        )
+        .into());
     }
     let line = format!(
         "apt-get install -y --no-install-recommends {}",
@@ -63,7 +65,7 @@ fn packages() -> Result<(), String> {
     let mut script = format!("apt-get update && {line}");
     if !is_root() {
         if capture("sudo", &["-n", "true"]).is_none() {
-            return Err(format!("packages are missing; please run: sudo {line}"));
+            return Err(format!("packages are missing; please run: sudo {line}").into());
         }
         script = format!("sudo -n apt-get update && sudo -n {line}");
     }
@@ -73,7 +75,7 @@ fn packages() -> Result<(), String> {
         .env("DEBIAN_FRONTEND", "noninteractive");
     match run(shell, Duration::from_secs(1800))?.success {
         true => Ok(()),
-        false => Err(format!("failed: {line}")),
+        false => Err(format!("failed: {line}").into()),
     }
 }
 
@@ -83,7 +85,7 @@ fn is_installed(package: &str) -> bool {
 }
 
 /// `cargo fmt` and `cargo clippy` are components that a minimal toolchain lacks.
-fn rust_components() -> Result<(), String> {
+fn rust_components() -> Outcome {
     for (component, proof) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         if capture("cargo", &[proof, "--version"]).is_some() {
             continue;

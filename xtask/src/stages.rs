@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::command::{Finished, cargo, root, run, target};
-use crate::common::Driver;
+use crate::common::{Driver, Outcome};
 use crate::demo::built_driver;
 
 /// One line of the final table.
@@ -17,7 +17,7 @@ pub(crate) struct Stage {
     /// Left out by `--quick`.
     pub(crate) slow: bool,
     /// Runs it; `Err` counts as one failure.
-    pub(crate) run: fn() -> Result<Counts, String>,
+    pub(crate) run: fn() -> Outcome<Counts>,
 }
 
 /// In the order in which they run: what is quick to tell comes first.
@@ -176,12 +176,12 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 
 const NO_DPDK: [&str; 3] = ["--no-default-features", "--features", "testing"];
 
-fn format() -> Result<Counts, String> {
+fn format() -> Outcome<Counts> {
     let finished = run(cargo(&["fmt", "--all", "--check"]), PATIENCE)?;
     Ok(Counts::of_check(&finished))
 }
 
-fn clippy() -> Result<Counts, String> {
+fn clippy() -> Outcome<Counts> {
     let mut counts = Counts::default();
     let everything = ["--workspace", "--features", "testing"];
     for features in [&everything[..], &NO_DPDK] {
@@ -192,13 +192,13 @@ fn clippy() -> Result<Counts, String> {
     Ok(counts)
 }
 
-fn unit() -> Result<Counts, String> {
+fn unit() -> Outcome<Counts> {
     let mut command = cargo(&["test", "--no-fail-fast", "--workspace"]);
     command.args(NO_DPDK);
     Ok(Counts::of_cargo_test(&run(command, PATIENCE)?))
 }
 
-fn loom() -> Result<Counts, String> {
+fn loom() -> Outcome<Counts> {
     let folder = target().join("loom");
     let mut command = cargo(&["test", "--release", "--lib"]);
     command.args(NO_DPDK).arg("--target-dir").arg(folder);
@@ -206,12 +206,12 @@ fn loom() -> Result<Counts, String> {
     command.arg("gate").env("RUSTFLAGS", "--cfg loom");
     let counts = Counts::of_cargo_test(&run(command, PATIENCE)?);
     match counts.passed + counts.failed {
-        0 => Err("there is no test of the gate to run".to_owned()),
+        0 => Err("there is no test of the gate to run".into()),
         _ => Ok(counts),
     }
 }
 
-fn dpdk() -> Result<Counts, String> {
+fn dpdk() -> Outcome<Counts> {
     let mut command = cargo(&["test", "--no-fail-fast", "--features", "testing", "--lib"]);
     for name in test_files(|name| !runs_testpmd(name) && !runs_a_guest(name))? {
         command.args(["--test", &name]);
@@ -222,13 +222,13 @@ fn dpdk() -> Result<Counts, String> {
     Ok(counts)
 }
 
-fn c_harness() -> Result<Counts, String> {
+fn c_harness() -> Outcome<Counts> {
     let build = root().join("build");
     if !build.join("build.ninja").exists() {
         let mut setup = Command::new("meson");
         setup.args(["setup", "build", "meson"]).current_dir(root());
         if !run(setup, PATIENCE)?.success {
-            return Err("meson setup build meson: failed".to_owned());
+            return Err("meson setup build meson: failed".into());
         }
     }
     let mut test = Command::new("meson");
@@ -236,21 +236,21 @@ fn c_harness() -> Result<Counts, String> {
         .current_dir(root());
     let counts = Counts::of_meson_test(&run(test, PATIENCE)?);
     match counts.passed + counts.failed {
-        0 => Err("meson ran no test".to_owned()),
+        0 => Err("meson ran no test".into()),
         _ => Ok(counts),
     }
 }
 
-fn testpmd() -> Result<Counts, String> {
+fn testpmd() -> Outcome<Counts> {
     process_tests(runs_testpmd)
 }
 
-fn guest() -> Result<Counts, String> {
+fn guest() -> Outcome<Counts> {
     process_tests(runs_a_guest)
 }
 
 /// Tests that load the plugin into other programs: one after the other, with the release build.
-fn process_tests(which: fn(&str) -> bool) -> Result<Counts, String> {
+fn process_tests(which: fn(&str) -> bool) -> Outcome<Counts> {
     let plugin = match built_driver()? {
         Driver::Stock => "stock".into(),
         Driver::Plugin(path) => path.into_os_string(),
@@ -283,7 +283,7 @@ fn runs_a_guest(name: &str) -> bool {
 }
 
 /// The names of the integration tests in `tests` that are wanted.
-fn test_files(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, String> {
+fn test_files(wanted: impl Fn(&str) -> bool) -> Outcome<Vec<String>> {
     let folder = root().join("tests");
     let entries = fs::read_dir(&folder).map_err(|error| format!("tests: {error}"))?;
     let mut names: Vec<String> = entries

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use crate::command::interrupted;
+use crate::common::Outcome;
 use crate::setup;
 use crate::stages::{Counts, STAGES};
 
 /// Runs the stages; a stage that fails does not stop the others.
-pub(crate) fn test(args: &[String]) -> Result<(), String> {
+pub(crate) fn test(args: &[String]) -> Outcome {
     let (quick, only) = options(args)?;
     setup::setup()?;
     let mut table: Vec<(&str, Duration, Counts)> = Vec::new();
@@ -61,11 +62,11 @@ pub(crate) fn test(args: &[String]) -> Result<(), String> {
     );
     match total.failed {
         0 => Ok(()),
-        failed => Err(format!("{failed} failed")),
+        failed => Err(format!("{failed} failed").into()),
     }
 }
 
-fn options(args: &[String]) -> Result<(bool, Vec<&str>), String> {
+fn options(args: &[String]) -> Outcome<(bool, Vec<&str>)> {
     let mut quick = false;
     let mut only = Vec::new();
     let mut rest = args.iter();
@@ -78,11 +79,11 @@ fn options(args: &[String]) -> Result<(bool, Vec<&str>), String> {
                     .next()
                     .ok_or_else(|| format!("--only wants one of: {}", known()))?;
                 if !STAGES.iter().any(|stage| stage.name == name) {
-                    return Err(format!("--only {name}: the stages are: {}", known()));
+                    return Err(format!("--only {name}: the stages are: {}", known()).into());
                 }
                 only.push(name.as_str());
             }
-            _ => return Err(format!("unknown option `{arg}`")),
+            _ => return Err(format!("unknown option `{arg}`").into()),
         }
     }
     Ok((quick, only))
