@@ -64,7 +64,7 @@ impl Lab {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("nv-{}-{number}", process::id()));
-        let logs = log_folder().join(name);
+        let logs = target_folder().join("test-logs").join(name);
         for made in [&folder, &logs] {
             fs::create_dir_all(made).map_err(|error| format!("{}: {error}", made.display()))?;
         }
@@ -90,6 +90,11 @@ impl Lab {
     /// The name of the test.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Cargo's target folder, for what is worth keeping from one run to the next.
+    pub(crate) fn target_folder(&self) -> PathBuf {
+        target_folder()
     }
 
     /// A `--file-prefix` that no other process has.
@@ -163,12 +168,12 @@ fn runtime_folders() -> Vec<PathBuf> {
     folders
 }
 
-/// Cargo's target folder has the logs: `<target>/test-logs/<test>/<process>.out`.
-fn log_folder() -> PathBuf {
+/// Cargo's target folder. It has the logs: `test-logs/<test>/<process>.out`.
+fn target_folder() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let profile = own.ancestors().find(|folder| folder.join("deps").is_dir());
     let target = profile.and_then(Path::parent).map(Path::to_owned);
-    target.unwrap_or_else(std::env::temp_dir).join("test-logs")
+    target.unwrap_or_else(std::env::temp_dir)
 }
 
 /// The ids of processes that have `text` on their command line.

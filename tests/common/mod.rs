@@ -11,6 +11,7 @@
 )]
 
 mod driver;
+mod guest;
 mod lab;
 mod output;
 mod pair;
@@ -18,6 +19,7 @@ mod process;
 mod testpmd;
 
 pub(crate) use driver::{Driver, ours_only};
+pub(crate) use guest::{Guest, Image, Machine, NoImage};
 pub(crate) use lab::{Lab, Memory, skip};
 pub(crate) use output::Output;
 pub(crate) use pair::{Backend, Frontend, pair};
