@@ -41,20 +41,38 @@ fn after_a_kill(lab: &Lab) {
     let _ = fs::remove_file(lab.path("qmp"));
 }
 
-fn pings_with(test: &str, queues: u16, nic: &'static str, sizes: &[u32]) -> Outcome {
+/// A way to run one queue: what the NIC offers, and what the guest's driver makes of it.
+struct Ring {
+    nic: &'static str,
+    accepted: &'static [usize],
+    missing: &'static [usize],
+}
+
+const MRG_RXBUF: usize = 15;
+const INDIRECT_DESC: usize = 28;
+const EVENT_IDX: usize = 29;
+const VERSION_1: usize = 32;
+
+fn pings_with(test: &str, ring: &Ring) -> Outcome {
     let lab = Lab::new(test)?;
     let Some(image) = image(test, &lab)? else {
         return Ok(());
     };
     let driver = Driver::under_test()?;
-    let mut back = answering(&lab, &Backend::server(&driver, queues))?;
+    let mut back = answering(&lab, &Backend::server(&driver, 1))?;
     let machine = Machine {
-        nic,
-        queues,
+        nic: ring.nic,
         ..Machine::PLAIN
     };
     let mut guest = connected(&lab, &image, &machine, &mut back)?;
-    for &size in sizes {
+    for &bit in ring.accepted {
+        assert!(guest.has_feature(bit)?, "feature {bit} was not negotiated");
+    }
+    for &bit in ring.missing {
+        assert!(!guest.has_feature(bit)?, "feature {bit} was negotiated");
+    }
+    // From less than a minimal frame to the largest that fits the MTU.
+    for size in [8, 64, 1472] {
         guest.ping(50, size)?;
     }
     guest.quit()?;
@@ -63,32 +81,60 @@ fn pings_with(test: &str, queues: u16, nic: &'static str, sizes: &[u32]) -> Outc
     lab.finish()
 }
 
-/// From less than a minimal frame to the largest that fits the MTU.
-const SIZES: [u32; 3] = [8, 64, 1472];
-
 #[test]
 fn a_guest_pings_through_mergeable_buffers() -> Outcome {
-    pings_with("guest-plain", 1, "", &SIZES)
+    let ring = Ring {
+        nic: "",
+        accepted: &[MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, VERSION_1],
+        missing: &[],
+    };
+    pings_with("guest-plain", &ring)
 }
 
 #[test]
 fn a_guest_pings_through_single_buffers_without_indirect_tables_and_event_index() -> Outcome {
-    pings_with(
-        "guest-bare",
-        1,
-        ",mrg_rxbuf=off,indirect_desc=off,event_idx=off",
-        &SIZES,
-    )
+    let ring = Ring {
+        nic: ",mrg_rxbuf=off,indirect_desc=off,event_idx=off",
+        accepted: &[VERSION_1],
+        missing: &[MRG_RXBUF, INDIRECT_DESC, EVENT_IDX],
+    };
+    pings_with("guest-bare", &ring)
 }
 
 #[test]
 fn a_guest_of_virtio_0_9_5_pings() -> Outcome {
-    pings_with(
-        "guest-legacy",
-        1,
-        ",disable-modern=on,disable-legacy=off",
-        &SIZES,
-    )
+    let ring = Ring {
+        nic: ",disable-modern=on,disable-legacy=off",
+        accepted: &[MRG_RXBUF],
+        missing: &[VERSION_1],
+    };
+    pings_with("guest-legacy", &ring)
+}
+
+#[test]
+fn a_guest_pings_with_frames_of_9000_bytes() -> Outcome {
+    let test = "guest-jumbo";
+    let lab = Lab::new(test)?;
+    let Some(image) = image(test, &lab)? else {
+        return Ok(());
+    };
+    let driver = Driver::under_test()?;
+    let backend = Backend {
+        own: &["--max-pkt-len=9018"],
+        ..Backend::server(&driver, 1)
+    };
+    let mut back = answering(&lab, &backend)?;
+    let machine = Machine {
+        nic: ",host_mtu=9000",
+        ..Machine::PLAIN
+    };
+    let mut guest = connected(&lab, &image, &machine, &mut back)?;
+    for size in [1472, 4000, 8972] {
+        guest.ping(50, size)?;
+    }
+    guest.quit()?;
+    back.quit()?;
+    lab.finish()
 }
 
 #[test]

@@ -261,6 +261,12 @@ impl Guest {
         }
     }
 
+    /// Did its driver accept this feature bit?
+    pub(crate) fn has_feature(&mut self, bit: usize) -> Outcome<bool> {
+        let bits = self.run("cat /sys/class/net/eth0/device/features")?;
+        Ok(bits.trim().as_bytes().get(bit) == Some(&b'1'))
+    }
+
     /// Sets its address to 10.0.0.2 and pings 10.0.0.1 until the first answer.
     pub(crate) fn reach_the_backend(&mut self) -> Outcome {
         self.run("ip addr replace 10.0.0.2/24 dev eth0; ip link set eth0 up")?;

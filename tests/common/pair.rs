@@ -11,6 +11,8 @@ pub(crate) struct Backend {
     pub(crate) queues: u16,
     /// Devargs behind `iface=` and `queues=`, beginning with a comma.
     pub(crate) devargs: &'static str,
+    /// More options of testpmd's own.
+    pub(crate) own: &'static [&'static str],
     /// The only processor to run on, for measurements.
     pub(crate) pinned: Option<u16>,
 }
@@ -33,6 +35,7 @@ impl Backend {
             driver: driver.clone(),
             queues,
             devargs: "",
+            own: &[],
             pinned: None,
         }
     }
@@ -67,13 +70,9 @@ impl Backend {
 
     /// Starts it without waiting.
     pub(crate) fn spawn(&self, lab: &Lab) -> Outcome<Testpmd> {
-        let queues = queue_args(self.queues);
-        Testpmd::spawn(
-            lab,
-            "backend",
-            &self.eal_args(lab),
-            &[&queues[0], &queues[1]],
-        )
+        let [rxq, txq] = queue_args(self.queues);
+        let own = [&[rxq.as_str(), txq.as_str()], self.own].concat();
+        Testpmd::spawn(lab, "backend", &self.eal_args(lab), &own)
     }
 }
 
