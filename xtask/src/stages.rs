@@ -194,6 +194,8 @@ fn clippy() -> Outcome<Counts> {
 
 fn unit() -> Outcome<Counts> {
     let mut command = cargo(&["test", "--no-fail-fast", "--workspace"]);
+    // The examples in the documentation come with the next stage but one.
+    command.args(["--lib", "--bins", "--tests"]);
     command.args(NO_DPDK);
     Ok(Counts::of_cargo_test(&run(command, PATIENCE)?))
 }
@@ -295,4 +297,53 @@ fn test_files(wanted: impl Fn(&str) -> bool) -> Outcome<Vec<String>> {
         .collect();
     names.sort();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(success: bool, text: &str) -> Finished {
+        Finished {
+            success,
+            text: text.to_owned(),
+        }
+    }
+
+    #[test]
+    fn results_of_several_test_binaries_are_summed() {
+        let text = "\
+            test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out\n\
+            test slow ... ignored, needs an hour\n\
+            test result: FAILED. 12 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out\n";
+
+        let counts = Counts::of_cargo_test(&finished(false, text));
+
+        assert_eq!((counts.passed, counts.failed), (15, 4));
+        assert_eq!(counts.skips, ["slow: needs an hour"]);
+    }
+
+    #[test]
+    fn a_test_run_that_died_without_a_result_counts_as_one_failure() {
+        let counts = Counts::of_cargo_test(&finished(false, "error: could not compile"));
+
+        assert_eq!((counts.passed, counts.failed), (0, 1));
+    }
+
+    #[test]
+    fn mesons_summary_and_its_skips_are_read() {
+        let text = "\
+            2/3 net_vhost:header SKIP 0.01s\n\
+            Ok:                 2   \n\
+            Expected Fail:      0   \n\
+            Fail:               1   \n\
+            Unexpected Pass:    0   \n\
+            Skipped:            1   \n\
+            Timeout:            1   \n";
+
+        let counts = Counts::of_meson_test(&finished(false, text));
+
+        assert_eq!((counts.passed, counts.failed), (2, 2));
+        assert_eq!(counts.skips, ["meson: 2/3 net_vhost:header SKIP 0.01s"]);
+    }
 }
