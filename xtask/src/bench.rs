@@ -46,7 +46,7 @@ const CASES: [Case; 4] = [
 pub(crate) fn bench(args: &[String]) -> Outcome {
     let rounds = number_option(args, "--rounds", 5)?;
     let seconds = number_option(args, "--seconds", 2)?;
-    setup::setup()?;
+    setup::machine()?;
     let ours = built_driver()?;
     println!(
         "\n{rounds} rounds of {seconds} s, drivers in turn; median (lowest to highest) in Mpps"

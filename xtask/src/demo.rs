@@ -9,7 +9,7 @@ use crate::{number_option, setup};
 /// Builds the plugin, connects two testpmd through it and shows the packets flow.
 pub(crate) fn demo(args: &[String]) -> Outcome {
     let seconds = number_option(args, "--seconds", 8)?;
-    setup::setup()?;
+    setup::machine()?;
     let driver = built_driver()?;
     let lab = Lab::new("demo")?;
     println!();

@@ -33,8 +33,13 @@ const PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 /// Makes the machine able to build, run and test.
 pub(crate) fn setup() -> Outcome {
-    packages()?;
     rust_components()?;
+    machine()
+}
+
+/// Makes the machine able to build and run.
+pub(crate) fn machine() -> Outcome {
+    packages()?;
     huge_pages();
     Ok(())
 }
