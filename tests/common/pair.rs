@@ -96,6 +96,11 @@ impl Frontend {
 
     /// Starts it without waiting.
     pub(crate) fn spawn(&self, lab: &Lab) -> Outcome<Testpmd> {
+        self.spawn_as(lab, "frontend")
+    }
+
+    /// Starts it under another name, when there are two.
+    pub(crate) fn spawn_as(&self, lab: &Lab, name: &str) -> Outcome<Testpmd> {
         let Self {
             queues,
             devargs,
@@ -108,7 +113,7 @@ impl Frontend {
         let own = queue_args(*queues);
         let mut eal = vec!["--vdev".to_owned(), vdev];
         eal.extend(pinned_to(*pinned));
-        Testpmd::spawn(lab, "frontend", &eal, &[&own[0], &own[1]])
+        Testpmd::spawn(lab, name, &eal, &[&own[0], &own[1]])
     }
 
     /// Starts it and waits until it takes commands.
