@@ -5,6 +5,7 @@
 mod bench;
 mod command;
 mod demo;
+mod panic_free;
 mod setup;
 mod stages;
 mod test;
@@ -25,6 +26,7 @@ usage: cargo xtask COMMAND
                         everything that is checked, stage by stage (--quick: without the slow ones)
   bench [--rounds N] [--seconds N]
                         our driver and the distribution's in turn, in pairs of testpmd
+  panic-free [FILE]     looks for calls that can panic in the plugin's burst bodies
   ci                    what CI runs: test
 
 NET_VHOST_PLUGIN=PATH|stock   demo, test and bench use this driver instead of the one they build
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         "demo" => demo::demo(rest),
         "test" => test::test(rest),
         "bench" => bench::bench(rest),
+        "panic-free" => panic_free::panic_free(rest),
         "ci" => test::test(&[]),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
