@@ -173,7 +173,6 @@ eal_start(const char *program)
 	add_argument("%s", program);
 	add_argument("--file-prefix=%s-%d", program, (int)getpid());
 	add_lcores();
-	add_argument("--in-memory");
 	add_argument("--no-pci");
 	add_argument("--no-telemetry");
 	add_argument("--iova-mode=va");
@@ -183,10 +182,12 @@ eal_start(const char *program)
 	}
 	if (huge) {
 		/* One file for all of it: a frontend may hand over eight regions only. */
+		add_argument("--in-memory");
 		add_argument("--single-file-segments");
 		add_argument("-m%d", MEGABYTES_HUGE);
 	} else {
 		add_argument("--no-huge");
+		add_argument("--no-shconf");
 		add_argument("-m%d", MEGABYTES_PLAIN);
 	}
 	if (!plugin_is_stock())
@@ -200,7 +201,12 @@ eal_start(const char *program)
 int
 eal_end(void)
 {
+	char runtime[PATH_MAX];
+
+	snprintf(runtime, sizeof(runtime), "%s", rte_eal_get_runtime_dir());
 	rte_eal_cleanup();
+	/* EAL leaves its directory behind, empty. */
+	rmdir(runtime);
 	return report();
 }
 

@@ -196,3 +196,20 @@ pair_move(const struct pair *pair, const struct flow *flow)
 		       flow->count, sent);
 	return right;
 }
+
+struct rte_mbuf *
+pair_pass(const struct pair *pair, enum direction direction, uint16_t queue, struct rte_mbuf *mbuf)
+{
+	uint16_t from = direction == TO_HOST ? pair->frontend : pair->backend;
+	uint16_t to = direction == TO_HOST ? pair->backend : pair->frontend;
+	struct rte_mbuf *arrived = NULL;
+	bool sent = false;
+
+	WAIT_FOR((sent = rte_eth_tx_burst(from, queue, &mbuf, 1) == 1), STALL_MS);
+	if (!sent) {
+		rte_pktmbuf_free(mbuf);
+		return NULL;
+	}
+	WAIT_FOR(rte_eth_rx_burst(to, queue, &arrived, 1) == 1, STALL_MS);
+	return arrived;
+}

@@ -53,4 +53,8 @@ struct flow {
 unsigned int pair_move(const struct pair *pair, const struct flow *flow);
 uint32_t flow_length(const struct flow *flow, unsigned int index);
 
+/* Sends one mbuf, which is consumed, and waits for what arrives; NULL when nothing does. */
+struct rte_mbuf *pair_pass(const struct pair *pair, enum direction direction, uint16_t queue,
+			   struct rte_mbuf *mbuf);
+
 #endif
