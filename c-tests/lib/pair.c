@@ -4,6 +4,7 @@
 #include "eal.h"
 #include "frame.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -83,6 +84,8 @@ pair_open_frontend(struct pair *pair)
 		.tx_offloads = RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
 	};
 
+	/* virtio-user writes to its socket also when the backend has left. */
+	signal(SIGPIPE, SIG_IGN);
 	pair->frontend = vdev_attach(FRONTEND,
 				     "path=%s,mac=02:00:00:00:00:01,queues=%u,queue_size=%u,packed_vq=0,"
 				     "mrg_rxbuf=%d,in_order=%d,vectorized=%d%s",
