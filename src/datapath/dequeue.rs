@@ -285,3 +285,6 @@ impl<T: Packet> Build<T> {
 fn count(packets: usize) -> u16 {
     packets as u16
 }
+
+#[cfg(test)]
+mod tests;

@@ -278,3 +278,6 @@ impl<'m> Scatter<'_, 'm> {
 fn count(packets: usize) -> u16 {
     packets as u16
 }
+
+#[cfg(test)]
+mod tests;
