@@ -323,7 +323,8 @@ impl FakeDriver {
                 Some(&next) => buffer.clone().next(next),
                 None => buffer.clone(),
             };
-            let at = self.describe(descriptors[nth], buffer.clone());
+            let to = self.areas[0] + 16 * u64::from(descriptors[nth]);
+            let at = self.write_descriptor(to, &buffer);
             if buffer.flags & VRING_DESC_F_INDIRECT != 0 {
                 parts.extend(buffer.parts);
             } else {
