@@ -37,6 +37,11 @@ pub unsafe extern "C" fn rte_eth_vhost_get_queue_event(
     };
     match guard::catch(None, || port::next_queue_event(port_id)) {
         Some(change) => {
+            let change = rte_eth_vhost_queue_event {
+                queue_id: change.queue,
+                rx: change.rx,
+                enable: change.enable,
+            };
             // SAFETY: not null; the caller's own struct.
             unsafe { event.write(change) };
             0

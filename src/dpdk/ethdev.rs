@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use super::abi::{
     Burst, RxQueueCount, eth_dev_ops, rte_device, rte_eth_dev, rte_eth_dev_allocate,
@@ -222,28 +222,40 @@ impl EthDev {
         (rx, tx)
     }
 
+    /// Where ethdev keeps the object of an rx queue; `None` when no such queue is configured.
+    fn rx_slot(self, index: u16) -> Option<NonNull<*mut c_void>> {
+        // SAFETY: `data` of a live port.
+        let queues = NonNull::new(unsafe { (*self.data()).rx_queues })?;
+        if index >= self.queue_counts().0 {
+            return None;
+        }
+        // SAFETY: the array has an entry for each configured queue, checked above.
+        Some(unsafe { queues.add(usize::from(index)) })
+    }
+
+    /// The same for a tx queue.
+    fn tx_slot(self, index: u16) -> Option<NonNull<*mut c_void>> {
+        // SAFETY: `data` of a live port.
+        let queues = NonNull::new(unsafe { (*self.data()).tx_queues })?;
+        if index >= self.queue_counts().1 {
+            return None;
+        }
+        // SAFETY: the array has an entry for each configured queue, checked above.
+        Some(unsafe { queues.add(usize::from(index)) })
+    }
+
     /// What rx queue setup stored; null when there is no such queue or it is not set up.
     pub fn rx_queue(self, index: u16) -> *mut c_void {
-        let data = self.data();
-        // SAFETY: `data` of a live port.
-        let queues = unsafe { (*data).rx_queues };
-        if queues.is_null() || index >= self.queue_counts().0 {
-            return ptr::null_mut();
-        }
-        // SAFETY: ethdev's array has an entry for each configured queue, checked above.
-        unsafe { *queues.add(usize::from(index)) }
+        // SAFETY: ethdev's array, whose entries are plain pointers.
+        self.rx_slot(index)
+            .map_or(ptr::null_mut(), |slot| unsafe { slot.read() })
     }
 
     /// What tx queue setup stored; null when there is no such queue or it is not set up.
     pub fn tx_queue(self, index: u16) -> *mut c_void {
-        let data = self.data();
-        // SAFETY: `data` of a live port.
-        let queues = unsafe { (*data).tx_queues };
-        if queues.is_null() || index >= self.queue_counts().1 {
-            return ptr::null_mut();
-        }
-        // SAFETY: ethdev's array has an entry for each configured queue, checked above.
-        unsafe { *queues.add(usize::from(index)) }
+        // SAFETY: ethdev's array, whose entries are plain pointers.
+        self.tx_slot(index)
+            .map_or(ptr::null_mut(), |slot| unsafe { slot.read() })
     }
 
     /// Stores the object of an rx queue; a queue that is not configured is left alone.
@@ -252,14 +264,10 @@ impl EthDev {
     ///
     /// Called in a control operation of the port; `queue` is what the rx burst expects, or null.
     pub unsafe fn set_rx_queue(self, index: u16, queue: *mut c_void) {
-        let data = self.data();
-        // SAFETY: `data` of a live port.
-        let queues = unsafe { (*data).rx_queues };
-        if queues.is_null() || index >= self.queue_counts().0 {
-            return;
+        if let Some(slot) = self.rx_slot(index) {
+            // SAFETY: ethdev's array, which only this operation writes (caller).
+            unsafe { slot.write(queue) };
         }
-        // SAFETY: ethdev's array has an entry for each configured queue, checked above.
-        unsafe { *queues.add(usize::from(index)) = queue };
     }
 
     /// Stores the object of a tx queue; a queue that is not configured is left alone.
@@ -268,14 +276,10 @@ impl EthDev {
     ///
     /// Called in a control operation of the port; `queue` is what the tx burst expects, or null.
     pub unsafe fn set_tx_queue(self, index: u16, queue: *mut c_void) {
-        let data = self.data();
-        // SAFETY: `data` of a live port.
-        let queues = unsafe { (*data).tx_queues };
-        if queues.is_null() || index >= self.queue_counts().1 {
-            return;
+        if let Some(slot) = self.tx_slot(index) {
+            // SAFETY: ethdev's array, which only this operation writes (caller).
+            unsafe { slot.write(queue) };
         }
-        // SAFETY: ethdev's array has an entry for each configured queue, checked above.
-        unsafe { *queues.add(usize::from(index)) = queue };
     }
 
     /// What the application asked for in `rte_eth_dev_configure`.
@@ -292,6 +296,14 @@ impl EthDev {
     pub fn mtu(self) -> u16 {
         // SAFETY: `data` of a live port.
         unsafe { (*self.data()).mtu }
+    }
+
+    /// Changes what [`EthDev::mtu`] tells: the frontend was given another one.
+    pub fn set_mtu(self, mtu: u16) {
+        // SAFETY: `data` of a live port.
+        let field = unsafe { &raw mut (*self.data()).mtu };
+        // SAFETY: aligned, lives as long as the port; the application may read it at any time.
+        unsafe { AtomicU16::from_ptr(field) }.store(mtu, Ordering::Relaxed);
     }
 
     /// Memory node of the port.

@@ -6,7 +6,7 @@
 use core::ffi::c_int;
 use core::ptr::NonNull;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::sys::{
     RTE_INTR_HANDLE_VDEV, RTE_INTR_INSTANCE_F_PRIVATE, RTE_INTR_VEC_RXTX_OFFSET,
@@ -74,6 +74,11 @@ impl RxInterrupts {
         self.handle.as_ptr()
     }
 
+    /// How many queues have interrupts.
+    pub fn queues(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
     /// Makes the kick eventfd of queue `index` wake its waiters.
     pub fn add(&self, index: u16, kick: BorrowedFd<'_>) -> io::Result<()> {
         let mut event = libc::epoll_event {
@@ -86,6 +91,11 @@ impl RxInterrupts {
     /// Takes the kick eventfd of queue `index` out again.
     pub fn remove(&self, index: u16, kick: BorrowedFd<'_>) -> io::Result<()> {
         self.control(index, libc::EPOLL_CTL_DEL, kick, core::ptr::null_mut())
+    }
+
+    /// The epoll fd of queue `index`, which ethdev hands to the application.
+    pub fn queue_fd(&self, index: u16) -> Option<BorrowedFd<'_>> {
+        self.queues.get(usize::from(index)).map(AsFd::as_fd)
     }
 
     fn control(
@@ -118,6 +128,19 @@ impl Drop for RxInterrupts {
         // SAFETY: as above, and not used after this.
         unsafe { rte_intr_instance_free(handle) };
     }
+}
+
+/// Reads an eventfd's count away. It never waits, whatever the peer does with its own copy: the fd's
+/// own flag is the peer's to change, so the call itself says so.
+pub fn drain(kick: BorrowedFd<'_>) {
+    let mut count = 0_u64;
+    let buffer = libc::iovec {
+        iov_base: (&raw mut count).cast(),
+        iov_len: size_of::<u64>(),
+    };
+    // SAFETY: an open fd, and one buffer of 8 bytes. Offset -1: wherever the file stands. When it
+    // fails there was nothing to read, or the kernel is older than 5.8 and kicks stay counted.
+    unsafe { libc::preadv2(kick.as_raw_fd(), &raw const buffer, 1, -1, libc::RWF_NOWAIT) };
 }
 
 fn epoll() -> io::Result<OwnedFd> {

@@ -221,9 +221,9 @@ impl Mbuf {
             lengths,
         ];
         // SAFETY: bytes 16..32 of a live mbuf: data_off, refcnt, nb_segs, port, ol_flags.
-        unsafe { line.add(1).write(rearm) };
+        unsafe { line.wrapping_add(1).write(rearm) };
         // SAFETY: bytes 32..48: packet_type, pkt_len, data_len, vlan_tci, half of the hash.
-        unsafe { line.add(2).write(descriptor) };
+        unsafe { line.wrapping_add(2).write(descriptor) };
     }
 
     /// Gives the segment a buffer that is not the pool's. `shared.refcnt` counts the segments that
@@ -303,27 +303,24 @@ pub unsafe fn alloc_bulk(
 #[inline(always)]
 pub unsafe fn free_bulk(packets: &[Mbuf], lcore: Lcore) {
     let mut rest = packets;
-    while let [first, ..] = rest {
+    while let [first, others @ ..] = rest {
         let pool = first.pool();
         let run = rest
             .iter()
             .take_while(|mbuf| mbuf.is_plain() && mbuf.pool() == pool)
             .count();
         let (plain, behind) = rest.split_at(run);
-        match (pool, plain) {
-            (Some(pool), [_, ..]) => {
-                let objects = ptr::from_ref(plain) as *const [Object];
-                // SAFETY: a handle is a pointer to the object, so the slices have one layout.
-                let objects = unsafe { &*objects };
-                // SAFETY: objects of this pool that nobody uses any more (caller).
-                unsafe { pool.put_bulk(pool.cache(lcore), objects) };
-                rest = behind;
-            }
-            _ => {
-                // SAFETY: see the function's contract.
-                unsafe { first.free() };
-                rest = &rest[1..];
-            }
+        if let (Some(pool), [_, ..]) = (pool, plain) {
+            let objects = ptr::from_ref(plain) as *const [Object];
+            // SAFETY: a handle is a pointer to the object, so the slices have one layout.
+            let objects = unsafe { &*objects };
+            // SAFETY: objects of this pool that nobody uses any more (caller).
+            unsafe { pool.put_bulk(pool.cache(lcore), objects) };
+            rest = behind;
+        } else {
+            // SAFETY: a packet that nobody uses any more (caller).
+            unsafe { first.free() };
+            rest = others;
         }
     }
 }
@@ -343,7 +340,9 @@ impl RxTemplate {
     /// A pktmbuf pool.
     pub unsafe fn new(pool: Mempool, port: u16) -> Self {
         // SAFETY: see above.
-        let (data_room, pinned) = unsafe { (pool.data_room(), pool.has_pinned_buffers()) };
+        let data_room = unsafe { pool.data_room() };
+        // SAFETY: see above.
+        let pinned = unsafe { pool.has_pinned_buffers() };
         let headroom = RTE_PKTMBUF_HEADROOM.min(data_room);
         Self {
             rearm: u64::from(headroom) | 1 << 16 | 1 << 32 | u64::from(port) << 48,

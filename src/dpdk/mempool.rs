@@ -176,11 +176,10 @@ impl Mempool {
         let index = unsafe { (*self.as_ptr()).ops_index };
         let table = (&raw const rte_mempool_ops_table).cast::<u8>();
         let offset = core::mem::offset_of!(super::sys::rte_mempool_ops_table, ops);
-        // SAFETY: within the table.
-        let first = unsafe { table.add(offset) }.cast::<rte_mempool_ops>();
+        let first = table.wrapping_add(offset).cast::<rte_mempool_ops>();
         // SAFETY: a pool's index was given out by the table; ops are registered before pools use
         // them and never change after that.
-        unsafe { &*first.add(index.cast_unsigned() as usize) }
+        unsafe { &*first.wrapping_add(index.cast_unsigned() as usize) }
     }
 
     fn dequeue(self, objects: *mut Object, count: usize) -> bool {

@@ -7,6 +7,7 @@
     non_upper_case_globals,
     unreachable_pub,
     clippy::all,
+    clippy::allow_attributes_without_reason,
     clippy::undocumented_unsafe_blocks,
     clippy::multiple_unsafe_ops_per_block,
     clippy::missing_safety_doc,

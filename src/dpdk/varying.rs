@@ -7,7 +7,7 @@ use core::ptr::NonNull;
 use super::abi::eth_queue_stats;
 use super::abi::rte_eth_dev;
 use super::ethdev::EthDev;
-use super::sys::{RTE_ETHDEV_QUEUE_STAT_CNTRS, rte_eth_stats};
+use super::sys::rte_eth_stats;
 
 /// What a driver answers where the lines ask differently. The functions below turn it into entries
 /// of the op table.
@@ -29,6 +29,9 @@ pub trait VaryingOps {
     /// Called by ethdev; `queue` is what rx queue setup stored.
     unsafe fn rx_queue_count(queue: *mut c_void) -> u16;
 }
+
+/// Queues of each direction that have a place in the basic counters, in all lines.
+const QUEUES: usize = 16;
 
 /// Where a port's counters go. ethdev zeroes them before it asks.
 pub struct StatsWriter {
@@ -77,7 +80,7 @@ impl StatsWriter {
     pub fn rx_queue(&mut self, index: u16, packets: u64, bytes: u64, errors: u64) {
         let index = usize::from(index);
         if let Some(queues) = self.queues()
-            && index < RTE_ETHDEV_QUEUE_STAT_CNTRS as usize
+            && index < QUEUES
         {
             queues.q_ipackets[index] = packets;
             queues.q_ibytes[index] = bytes;
@@ -89,7 +92,7 @@ impl StatsWriter {
     pub fn tx_queue(&mut self, index: u16, packets: u64, bytes: u64) {
         let index = usize::from(index);
         if let Some(queues) = self.queues()
-            && index < RTE_ETHDEV_QUEUE_STAT_CNTRS as usize
+            && index < QUEUES
         {
             queues.q_opackets[index] = packets;
             queues.q_obytes[index] = bytes;

@@ -56,8 +56,10 @@ impl VdevDriver {
     /// that one and never ours.
     pub fn is_shadowed(&'static self) -> bool {
         let own = self.0.get().cast_const();
-        // SAFETY: our own, complete driver; the name was a `CStr`.
-        let name = unsafe { CStr::from_ptr((*own).driver.name) };
+        // SAFETY: our own driver, which nobody writes after `register`.
+        let name = unsafe { (*own).driver.name };
+        // SAFETY: `new` made it of a static `CStr`.
+        let name = unsafe { CStr::from_ptr(name) };
         let mut current = own;
         while let Some(before) = previous(current) {
             // SAFETY: an entry of the bus's list, where drivers stay while their library is loaded.
@@ -124,9 +126,10 @@ impl VdevDevice {
         if devargs.is_null() {
             return c"";
         }
-        // SAFETY: devargs of a live device, in which `args` and `data` name the same text.
-        let args = unsafe { (*devargs).__bindgen_anon_1.args };
-        string(args)
+        // SAFETY: devargs of a live device.
+        let text = unsafe { (*devargs).__bindgen_anon_1 };
+        // SAFETY: both names of the union are for the same pointer to text.
+        string(unsafe { text.args })
     }
 
     /// Memory node that the device was given, or negative.

@@ -31,7 +31,6 @@
 CONSTANT(uint16_t, RTE_MAX_ETHPORTS);
 CONSTANT(uint32_t, RTE_MAX_LCORE);
 CONSTANT(uint32_t, RTE_MAX_QUEUES_PER_PORT);
-CONSTANT(uint32_t, RTE_ETHDEV_QUEUE_STAT_CNTRS);
 CONSTANT(uint32_t, RTE_MEMPOOL_CACHE_MAX_SIZE);
 CONSTANT(uint16_t, RTE_PKTMBUF_HEADROOM);
 CONSTANT(int32_t, SOCKET_ID_ANY);
@@ -103,7 +102,9 @@ CONSTANT(uint32_t, RTE_MAX_RXTX_INTR_VEC_ID);
 
 /* Settings of DPDK's build that move fields of driver-private structs. */
 _Static_assert(RTE_MAX_QUEUES_PER_PORT == 1024, "rte_eth_dev has another size");
+#ifdef RTE_ETHDEV_QUEUE_STAT_CNTRS /* always 16 since 25.11 */
 _Static_assert(RTE_ETHDEV_QUEUE_STAT_CNTRS == 16, "rte_eth_stats has another size");
+#endif
 _Static_assert(RTE_CACHE_LINE_SIZE == 64, "structs have another alignment");
 #ifdef RTE_LIBRTE_MEMPOOL_DEBUG
 #error "DPDK was built with RTE_LIBRTE_MEMPOOL_DEBUG: objects carry cookies that this driver leaves stale"
