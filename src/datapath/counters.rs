@@ -1,0 +1,166 @@
+//! What a queue counts.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Number of size classes, the one below 64 bytes included.
+pub const SIZE_BINS: usize = 8;
+
+/// Counters of a queue. Only its poller adds; anybody may read, another process too. All zero is
+/// the fresh state. Nothing ever sets them back: a reset is a baseline that the reader keeps.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct QueueCounters {
+    /// Packets moved.
+    pub packets: AtomicU64,
+    /// Their bytes, without the virtio-net header.
+    pub bytes: AtomicU64,
+    /// Packets to a group address that is not broadcast.
+    pub multicast: AtomicU64,
+    /// Packets to ff:ff:ff:ff:ff:ff.
+    pub broadcast: AtomicU64,
+    /// Packets by size: below 64, 64, 65 to 127, 128 to 255, 256 to 511, 512 to 1023, 1024 to 1518,
+    /// more.
+    pub sizes: [AtomicU64; SIZE_BINS],
+    /// Packets that a transmit burst was asked to send and did not.
+    pub missed: AtomicU64,
+    /// Calls made to the driver.
+    pub guest_notifications: AtomicU64,
+    /// Calls that failed.
+    pub guest_notifications_error: AtomicU64,
+    /// Packet buffers that could not be allocated.
+    pub mbuf_alloc_failed: AtomicU64,
+    /// Chains given back unused: an index, an address, a table or an access that does not fit.
+    pub drop_bad_desc: AtomicU64,
+    /// Chains given back unused: not longer than the virtio-net header.
+    pub drop_short: AtomicU64,
+    /// Packets too long: for a frame, or for the driver's buffers.
+    pub drop_oversize: AtomicU64,
+    /// Frames dropped because the pool ran dry in their middle.
+    pub drop_no_mbuf: AtomicU64,
+    /// Packets dropped because what they ask for cannot be done.
+    pub drop_prepare: AtomicU64,
+}
+
+/// Adds without a locked instruction: there is one writer.
+#[inline(always)]
+pub(super) fn add(counter: &AtomicU64, count: u64) {
+    let sum = counter.load(Ordering::Relaxed).wrapping_add(count);
+    counter.store(sum, Ordering::Relaxed);
+}
+
+/// What one burst counts, added to [`QueueCounters`] once at its end.
+#[derive(Debug, Default)]
+pub struct Tally {
+    packets: u64,
+    bytes: u64,
+    multicast: u64,
+    broadcast: u64,
+    sizes: [u64; SIZE_BINS],
+}
+
+impl Tally {
+    /// Counts a packet of `len` bytes that begins with `data`.
+    #[inline(always)]
+    pub fn add(&mut self, len: u32, data: &[u8]) {
+        self.packets += 1;
+        self.bytes += u64::from(len);
+        let bin = size_bin(len);
+        if let Some(size) = self.sizes.get_mut(bin) {
+            *size += 1;
+        }
+        if data.first().is_some_and(|first| first & 1 != 0) {
+            self.add_group(data);
+        }
+    }
+
+    #[inline(never)]
+    fn add_group(&mut self, data: &[u8]) {
+        if data.starts_with(&[0xff; 6]) {
+            self.broadcast += 1;
+        } else {
+            self.multicast += 1;
+        }
+    }
+
+    /// Packets counted so far.
+    #[inline(always)]
+    pub fn packets(&self) -> u64 {
+        self.packets
+    }
+
+    /// Adds all to `counters`.
+    #[inline(always)]
+    pub fn flush(self, counters: &QueueCounters) {
+        if self.packets == 0 {
+            return;
+        }
+        add(&counters.packets, self.packets);
+        add(&counters.bytes, self.bytes);
+        if self.multicast | self.broadcast != 0 {
+            add(&counters.multicast, self.multicast);
+            add(&counters.broadcast, self.broadcast);
+        }
+        for (counter, count) in counters.sizes.iter().zip(self.sizes) {
+            if count != 0 {
+                add(counter, count);
+            }
+        }
+    }
+}
+
+/// The size class of a packet.
+#[inline(always)]
+fn size_bin(len: u32) -> usize {
+    if len <= 64 {
+        usize::from(len == 64)
+    } else if len > 1518 {
+        7
+    } else {
+        // 65 to 127 is the second class, and each doubling is one more.
+        len.ilog2() as usize - 4
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_fall_into_the_classes_of_the_xstats() {
+        let classes = [
+            (0, 0),
+            (63, 0),
+            (64, 1),
+            (65, 2),
+            (127, 2),
+            (128, 3),
+            (255, 3),
+            (256, 4),
+            (511, 4),
+            (512, 5),
+            (1023, 5),
+            (1024, 6),
+            (1518, 6),
+            (1519, 7),
+            (u32::MAX, 7),
+        ];
+        for (len, bin) in classes {
+            assert_eq!(size_bin(len), bin, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn group_and_broadcast_addresses_are_told_apart() {
+        let mut tally = Tally::default();
+        tally.add(64, &[0xff; 64]);
+        tally.add(64, &[1, 0, 0x5e, 0, 0, 1]);
+        tally.add(64, &[2, 0, 0, 0, 0, 1]);
+        tally.add(1, &[0xff]);
+        let counters = QueueCounters::default();
+        tally.flush(&counters);
+        assert_eq!(counters.broadcast.load(Ordering::Relaxed), 1);
+        assert_eq!(counters.multicast.load(Ordering::Relaxed), 2);
+        assert_eq!(counters.packets.load(Ordering::Relaxed), 4);
+    }
+}

@@ -1,0 +1,280 @@
+//! Host to guest: packets go into the buffers that the driver posted.
+#![forbid(unsafe_code)]
+
+use super::copy::{Slots, copy_out, write_plain_header_12};
+use super::counters::add;
+use super::{
+    HEADER_12, MERGEABLE, PASS, Packet, Prepared, QueueCounters, Release, Tally, header_len,
+};
+use crate::memory::{Cursor, GuestRange};
+use crate::virtqueue::{
+    Chain, Notified, Segment, SplitRing, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    VRING_DESC_F_WRITE, Virtqueue, Walk,
+};
+
+/// A packet and the one buffer that it fits into.
+#[derive(Clone, Copy)]
+struct Target<'m, 'p> {
+    buffer: GuestRange<'m>,
+    data: &'p [u8],
+    head: u16,
+}
+
+/// What came of a packet in the general body.
+enum Outcome {
+    /// It is in the driver's buffers.
+    Sent,
+    /// It must wait for more buffers.
+    NoRoom,
+    /// It can never be sent; it counts as taken from the caller.
+    Dropped,
+}
+
+/// Sends `packets` in order until one finds no room; how many were taken. Those are released.
+pub(super) fn enqueue_burst<P: Release, const F: u32>(
+    vq: &mut Virtqueue,
+    pool: &mut P,
+    packets: &[P::Packet],
+    counters: &QueueCounters,
+) -> usize {
+    let Virtqueue {
+        ring,
+        memory,
+        notifier,
+        chain,
+        ..
+    } = vq;
+    let mut cursor = memory.cursor();
+    let mut tally = Tally::default();
+    let mut taken = 0;
+    while let Some(rest) = packets.get(taken..)
+        && !rest.is_empty()
+    {
+        let wanted = rest.len().min(PASS).min(usize::from(ring.available()));
+        let rest = rest.get(..wanted).unwrap_or_default();
+        let mut targets = Slots::new();
+        gather::<P::Packet, F>(ring, &mut cursor, rest, &mut targets);
+        ring.prefetch_used(count(targets.len()));
+        for target in targets.as_slice() {
+            put::<F>(target);
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "`gather` took only what a descriptor's 32-bit length covers"
+            )]
+            let (len, used) = (
+                target.data.len() as u32,
+                (header_len(F) + target.data.len()) as u32,
+            );
+            tally.add(len, target.data);
+            ring.push_used(target.head, used);
+        }
+        ring.take(count(targets.len()));
+        taken += targets.len();
+
+        if targets.len() < PASS {
+            let Some(&packet) = packets.get(taken) else {
+                break;
+            };
+            match enqueue_chains::<P::Packet, F>(
+                ring,
+                chain,
+                &mut cursor,
+                packet,
+                &mut tally,
+                counters,
+            ) {
+                Outcome::Sent | Outcome::Dropped => taken += 1,
+                Outcome::NoRoom => break,
+            }
+        }
+    }
+    if ring.publish_used() {
+        match notifier.notify(ring) {
+            Notified::Called => add(&counters.guest_notifications, 1),
+            Notified::Failed => add(&counters.guest_notifications_error, 1),
+            Notified::Suppressed => {}
+        }
+    }
+    tally.flush(counters);
+    pool.release(packets.get(..taken).unwrap_or_default());
+    taken
+}
+
+/// First pass of the short body: packets of one segment that ask for nothing, each with the buffer
+/// at its turn, which is one descriptor, lies in one region and is large enough.
+#[inline(always)]
+fn gather<'m, 'p, T: Packet, const F: u32>(
+    ring: &SplitRing,
+    cursor: &mut Cursor<'m>,
+    packets: &'p [T],
+    targets: &mut Slots<Target<'m, 'p>, PASS>,
+) {
+    let header = header_len(F);
+    for (nth, packet) in packets.iter().enumerate() {
+        let Some(data) = packet.plain() else {
+            break;
+        };
+        let head = ring.head(count(nth));
+        let Some(descriptor) = ring.descriptor(head) else {
+            break;
+        };
+        let kind =
+            descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE);
+        let len = header + data.len();
+        if kind != VRING_DESC_F_WRITE || len > descriptor.len as usize {
+            break;
+        }
+        let Some(buffer) = cursor.whole(descriptor.addr, len) else {
+            break;
+        };
+        // All lines of the burst are asked for before the first is written: stores that miss do
+        // not overlap by themselves. More than the header's line and two of data gain nothing.
+        buffer.prefetch_for_write(0);
+        buffer.prefetch_for_write(header);
+        buffer.prefetch_for_write(header + 64);
+        targets.push(Target { buffer, data, head });
+    }
+}
+
+/// Second pass: header and data.
+#[inline(always)]
+fn put<const F: u32>(target: &Target<'_, '_>) {
+    if F & HEADER_12 != 0 {
+        write_plain_header_12(target.buffer, 1);
+    } else {
+        copy_out(target.buffer, &[0; 10]);
+    }
+    copy_out(target.buffer.after(header_len(F)), target.data);
+}
+
+/// The general body: any packet, any chains.
+///
+/// A chain that is malformed goes back unused. When it stands behind chains that were put together
+/// for this packet, those go back unused with it, since chains are given back in order.
+#[inline(never)]
+fn enqueue_chains<T: Packet, const F: u32>(
+    ring: &mut SplitRing,
+    chain: &mut Chain,
+    cursor: &mut Cursor<'_>,
+    mut packet: T,
+    tally: &mut Tally,
+    counters: &QueueCounters,
+) -> Outcome {
+    let mut available = ring.available();
+    if available == 0 {
+        return Outcome::NoRoom;
+    }
+    if packet.prepare() == Prepared::Refused {
+        add(&counters.drop_prepare, 1);
+        return Outcome::Dropped;
+    }
+    let header = header_len(F);
+    let len = packet.len();
+    let need = u64::from(len) + header as u64;
+    chain.clear();
+    let mut room = 0;
+    let mut chains = 0;
+    while room < need {
+        if chains == available {
+            // All that the ring can ever hold is here.
+            if chains == ring.size() {
+                add(&counters.drop_oversize, 1);
+                return Outcome::Dropped;
+            }
+            return Outcome::NoRoom;
+        }
+        let head = ring.head(chains);
+        let before = chain.len();
+        let usable = match chain.walk(ring, cursor, head) {
+            Walk::Complete(bytes) => {
+                let writable = |segment: &Segment| segment.writable;
+                let new = chain.segments().get(before..).unwrap_or_default();
+                // The first buffer of a packet holds the whole header (5.1.6.4).
+                let enough = bytes >= if chains == 0 { header as u64 } else { 1 };
+                (enough && new.iter().all(writable)).then_some(bytes)
+            }
+            Walk::Malformed => None,
+        };
+        let Some(bytes) = usable else {
+            add(&counters.drop_bad_desc, 1);
+            for reserved in chain.heads() {
+                ring.push_used(reserved.head, 0);
+            }
+            ring.push_used(head, 0);
+            ring.take(chains + 1);
+            available -= chains + 1;
+            chain.clear();
+            (room, chains) = (0, 0);
+            continue;
+        };
+        chain.reserve(head, bytes);
+        room += bytes;
+        chains += 1;
+        if F & MERGEABLE == 0 && room < need {
+            add(&counters.drop_oversize, 1);
+            return Outcome::Dropped;
+        }
+    }
+
+    let mut scatter = Scatter {
+        cursor,
+        segments: chain.segments(),
+        left: None,
+    };
+    let [low, high] = chains.to_le_bytes();
+    let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, low, high];
+    scatter.write(bytes.get(..header).unwrap_or_default());
+    for segment in packet.segments() {
+        scatter.write(segment);
+    }
+    let mut left = need;
+    for reserved in chain.heads() {
+        let used = reserved.bytes.min(left);
+        left -= used;
+        ring.push_used(reserved.head, u32::try_from(used).unwrap_or(u32::MAX));
+    }
+    ring.take(chains);
+    tally.add(len, packet.segments().next().unwrap_or_default());
+    Outcome::Sent
+}
+
+/// Writes on and on over the buffers of one or more chains.
+struct Scatter<'c, 'm> {
+    cursor: &'c mut Cursor<'m>,
+    segments: &'c [Segment],
+    left: Option<GuestRange<'m>>,
+}
+
+impl<'m> Scatter<'_, 'm> {
+    fn write(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            let Some(range) = self
+                .left
+                .take()
+                .filter(|range| !range.is_empty())
+                .or_else(|| self.next())
+            else {
+                // The walk found room for all of it, and the table does not change.
+                return;
+            };
+            let written = copy_out(range, data);
+            data = data.get(written..).unwrap_or_default();
+            self.left = Some(range.after(written));
+        }
+    }
+
+    fn next(&mut self) -> Option<GuestRange<'m>> {
+        let (first, rest) = self.segments.split_first()?;
+        self.segments = rest;
+        let range = self.cursor.whole(first.addr, first.len as usize)?;
+        range.prefetch_for_write(0);
+        Some(range)
+    }
+}
+
+/// A number of packets of one pass, which is at most [`PASS`].
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "at most PASS")]
+fn count(packets: usize) -> u16 {
+    packets as u16
+}

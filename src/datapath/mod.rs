@@ -1,0 +1,31 @@
+//! The packet's way between the application's buffers and a virtqueue.
+//!
+//! One burst body a direction, made once for each set of negotiated features and chosen when the
+//! ring starts ([`select_dequeue`], [`select_enqueue`]). The common packet (one descriptor, one
+//! segment, nothing asked) has a short body in two passes: descriptors are read, checked, translated
+//! and prefetched for the whole burst first, then data moves. Any other packet leaves to the general
+//! body in mid-burst. Nothing here blocks, logs or allocates per packet; drops are counted.
+
+mod copy;
+mod counters;
+mod dequeue;
+mod enqueue;
+mod packet;
+mod select;
+
+pub use counters::{QueueCounters, SIZE_BINS, Tally};
+pub use packet::{Packet, PacketPool, Prepared, Release};
+pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
+
+/// The most packets that go through one pass of the short body.
+const PASS: usize = 64;
+
+/// `F`: the virtio-net header has 12 bytes, with `num_buffers`; otherwise 10.
+const HEADER_12: u32 = 1;
+/// `F`: a packet may be spread over several chains (`VIRTIO_NET_F_MRG_RXBUF`).
+const MERGEABLE: u32 = 2;
+
+/// Bytes of the virtio-net header with features `F` (VIRTIO 1.2, 5.1.6).
+const fn header_len(f: u32) -> usize {
+    if f & HEADER_12 != 0 { 12 } else { 10 }
+}

@@ -1,0 +1,69 @@
+//! What the burst bodies ask of packets, so that they run without DPDK too.
+#![forbid(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
+/// What came of [`Packet::prepare`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prepared {
+    /// The packet can be sent as it is now.
+    Ready,
+    /// What it asks for cannot be done; it is dropped and counted.
+    Refused,
+}
+
+/// A handle of a packet: one or more segments, owned by whoever holds the handle's place in the
+/// burst's array.
+pub trait Packet: Copy {
+    /// Bytes of the whole packet.
+    fn len(&self) -> u32;
+
+    /// Whether the packet has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes, when they are one segment and nothing is asked of the driver.
+    fn plain(&self) -> Option<&[u8]>;
+
+    /// Does what the packet asks for before its bytes are read. Doing it twice is doing it once:
+    /// a packet that finds no room comes again.
+    fn prepare(&mut self) -> Prepared;
+
+    /// The bytes of each segment, in order.
+    fn segments(&self) -> impl Iterator<Item = &[u8]>;
+}
+
+/// Where packets go back to.
+pub trait Release {
+    /// The packets.
+    type Packet: Packet;
+
+    /// Gives back `packets` with all their segments.
+    fn release(&mut self, packets: &[Self::Packet]);
+}
+
+/// Where fresh packets come from.
+pub trait PacketPool: Release {
+    /// Bytes of data that a fresh packet has room for.
+    fn room(&self) -> usize;
+
+    /// Fills `out` with fresh packets, all or none.
+    fn allocate(&mut self, out: &mut [Self::Packet]) -> bool;
+
+    /// The room for data in a fresh packet; its contents mean nothing.
+    fn space<'p>(&self, packet: &'p mut Self::Packet) -> &'p mut [MaybeUninit<u8>];
+
+    /// Makes a fresh packet one of `len` bytes, which are written by now.
+    fn finish(&self, packet: &mut Self::Packet, len: u32);
+
+    /// Appends the fresh packet `segment` with `len` bytes written to the finished packet `head`,
+    /// whose last segment is `last`.
+    fn append(
+        &self,
+        head: &mut Self::Packet,
+        last: &mut Self::Packet,
+        segment: Self::Packet,
+        len: u32,
+    );
+}

@@ -1,0 +1,49 @@
+//! The burst for what was negotiated, chosen once, when the ring starts.
+#![forbid(unsafe_code)]
+
+use super::dequeue::dequeue_burst;
+use super::enqueue::enqueue_burst;
+use super::{HEADER_12, MERGEABLE, PacketPool, QueueCounters, Release};
+use crate::virtio_net::{VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
+use crate::virtqueue::Virtqueue;
+
+/// Takes packets out of a virtqueue: how many of the array were filled.
+pub type DequeueBurst<P> =
+    fn(&mut Virtqueue, &mut P, &mut [<P as Release>::Packet], &QueueCounters) -> usize;
+
+/// Puts packets into a virtqueue: how many of the array were taken and released.
+pub type EnqueueBurst<P> =
+    fn(&mut Virtqueue, &mut P, &[<P as Release>::Packet], &QueueCounters) -> usize;
+
+/// What the burst bodies must know of `features`.
+fn flags(features: u64) -> u32 {
+    let has = |bit: u32| features & (1 << bit) != 0;
+    let mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
+    let header_12 = mergeable || has(VIRTIO_F_VERSION_1);
+    let mut flags = 0;
+    if header_12 {
+        flags |= HEADER_12;
+    }
+    if mergeable {
+        flags |= MERGEABLE;
+    }
+    flags
+}
+
+/// The burst that dequeues from `vq`.
+pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
+    // Mergeable buffers only matter on the way to the guest.
+    match flags(vq.features()) & HEADER_12 {
+        0 => dequeue_burst::<P, 0>,
+        _ => dequeue_burst::<P, HEADER_12>,
+    }
+}
+
+/// The burst that enqueues to `vq`.
+pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
+    match flags(vq.features()) {
+        0 => enqueue_burst::<P, 0>,
+        HEADER_12 => enqueue_burst::<P, HEADER_12>,
+        _ => enqueue_burst::<P, { HEADER_12 | MERGEABLE }>,
+    }
+}

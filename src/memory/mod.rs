@@ -1,0 +1,21 @@
+//! Guest memory: mapped regions, the table that translates addresses, and the only types through
+//! which the rest of the crate reaches bytes that a guest may change at any moment.
+//!
+//! A [`MemoryTable`] is immutable and shared by [`Arc`](std::sync::Arc): whoever can translate an
+//! address also keeps the mapping alive. Nothing here takes a lock.
+
+mod region;
+mod shared;
+mod table;
+
+pub use region::{MapError, Region, RegionConfig};
+pub use shared::{Cursor, Descriptor, GuestRange, GuestTable, GuestU16s, GuestUsed, GuestWord};
+pub use table::{AreaError, MemoryTable, TableError};
+
+/// A guest-physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(pub u64);
+
+/// An address in the frontend's own address space, as `SET_VRING_ADDR` and the memory table use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uva(pub u64);

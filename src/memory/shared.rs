@@ -1,0 +1,424 @@
+//! The only dereference of guest memory.
+//!
+//! A guest writes its memory while we read it, so nothing here makes a reference to it but to
+//! atomics, and every word is read once into a local. Lengths are checked when a range or an array
+//! is made; after that, use is safe.
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+
+use super::{AreaError, Gpa, MemoryTable, Region, Uva};
+
+/// Bytes of guest memory inside one mapping; the table it came from keeps it mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestRange<'m> {
+    start: NonNull<u8>,
+    len: usize,
+    table: PhantomData<&'m MemoryTable>,
+}
+
+impl<'m> GuestRange<'m> {
+    /// `len` bytes of `region`, `skip` bytes after its begin; `None` when they are not all inside.
+    pub(super) fn of(region: &'m Region, skip: u64, len: u64) -> Option<Self> {
+        let size = region.config().size;
+        if skip > size || len > size - skip {
+            return None;
+        }
+        let skip = usize::try_from(skip).ok()?;
+        // SAFETY: `skip <= size`, and `host` is followed by `size` mapped bytes (`Region::map`).
+        let start = unsafe { region.host().add(skip) };
+        Some(Self {
+            start,
+            len: usize::try_from(len).ok()?,
+            table: PhantomData,
+        })
+    }
+
+    /// Length in bytes.
+    #[inline(always)]
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether the range has no bytes.
+    #[inline(always)]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte; `len` bytes from here are mapped as long as the table lives, and may change
+    /// under the reader.
+    #[inline(always)]
+    pub fn as_ptr(self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The first `len` bytes, or all when there are fewer.
+    #[inline(always)]
+    #[must_use]
+    pub fn first(self, len: usize) -> Self {
+        Self {
+            len: self.len.min(len),
+            ..self
+        }
+    }
+
+    /// What follows the first `len` bytes; empty when there are no more.
+    #[inline(always)]
+    #[must_use]
+    pub fn after(self, len: usize) -> Self {
+        let len = len.min(self.len);
+        Self {
+            // SAFETY: `len` is at most the length of the range.
+            start: unsafe { self.start.add(len) },
+            len: self.len - len,
+            table: PhantomData,
+        }
+    }
+
+    /// Asks for the line `offset` bytes into the range, for reading; never faults.
+    #[inline(always)]
+    pub fn prefetch(self, offset: usize) {
+        let line = self.start.as_ptr().wrapping_add(offset);
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a prefetch of any address is only a hint.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+
+    /// Asks to own the line `offset` bytes into the range, for writing; never faults.
+    ///
+    /// The intrinsic with the "exclusive" hint compiles to `prefetcht0`, which fetches the line
+    /// shared and makes each store wait for ownership; hence the instruction itself.
+    #[inline(always)]
+    pub fn prefetch_for_write(self, offset: usize) {
+        let line = self.start.as_ptr().wrapping_add(offset);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch of any address is only a hint, and a no-op on CPUs without it.
+        unsafe {
+            std::arch::asm!("prefetchw [{0}]", in(reg) line, options(nostack, preserves_flags, readonly));
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
+/// Translates guest-physical addresses, remembering the last region in registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor<'m> {
+    table: &'m MemoryTable,
+    gpa: u64,
+    size: u64,
+    host: *mut u8,
+}
+
+impl<'m> Cursor<'m> {
+    #[inline(always)]
+    pub(super) fn new(table: &'m MemoryTable) -> Self {
+        let mut cursor = Self {
+            table,
+            gpa: 0,
+            size: 0,
+            host: std::ptr::null_mut(),
+        };
+        if let Some(region) = table.regions().first() {
+            cursor.enter(region);
+        }
+        cursor
+    }
+
+    #[inline(always)]
+    fn enter(&mut self, region: &'m Region) {
+        let config = region.config();
+        self.gpa = config.gpa.0;
+        self.size = config.size;
+        self.host = region.host().as_ptr();
+    }
+
+    /// All `len` bytes at `at`; `None` when they are not mapped, or not in one region: then
+    /// [`piece`](Self::piece) tells which.
+    #[inline(always)]
+    pub fn whole(&mut self, at: Gpa, len: usize) -> Option<GuestRange<'m>> {
+        let range = self.piece(at, len)?;
+        (range.len == len).then_some(range)
+    }
+
+    /// The part of the `len` bytes at `at` that lies in one region: ask again for the rest. `None`
+    /// when the first byte is not mapped.
+    #[inline(always)]
+    pub fn piece(&mut self, at: Gpa, len: usize) -> Option<GuestRange<'m>> {
+        if at.0.wrapping_sub(self.gpa) >= self.size {
+            self.seek(at)?;
+        }
+        let skip = at.0.wrapping_sub(self.gpa);
+        let left = self.size - skip;
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "a region is mapped, so its size and any offset in it fit an address"
+        )]
+        let (skip, left) = (skip as usize, left as usize);
+        // SAFETY: `skip < size`, and `host` is followed by `size` mapped bytes (`Region::map`).
+        let start = unsafe { self.host.add(skip) };
+        Some(GuestRange {
+            // SAFETY: inside a mapping, so not null.
+            start: unsafe { NonNull::new_unchecked(start) },
+            len: len.min(left),
+            table: PhantomData,
+        })
+    }
+
+    /// The descriptor at `at`, an entry of an indirect table, read once. The table need not be
+    /// aligned, and may cross from one region to the next.
+    pub fn descriptor(&mut self, at: Gpa) -> Option<Descriptor> {
+        let mut bytes = [0; Descriptor::SIZE];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let from = Gpa(at.0.checked_add(filled as u64)?);
+            let piece = self.piece(from, bytes.len() - filled)?;
+            let rest = bytes.get_mut(filled..)?;
+            // SAFETY: `piece.len` bytes are mapped, and at most the length of `rest`, which is our
+            // own stack and so does not overlap them. The bytes may change; the copy counts.
+            unsafe {
+                piece
+                    .as_ptr()
+                    .copy_to_nonoverlapping(rest.as_mut_ptr(), piece.len)
+            };
+            filled += piece.len;
+        }
+        let (addr, rest) = bytes.split_at(8);
+        let word = |half: &[u8]| half.try_into().map(u64::from_ne_bytes).ok();
+        Some(Descriptor::from_words([word(addr)?, word(rest)?]))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn seek(&mut self, at: Gpa) -> Option<()> {
+        let region = self.table.find(at)?;
+        self.enter(region);
+        Some(())
+    }
+}
+
+/// A descriptor as the driver wrote it, copied out (VIRTIO 1.2, 2.7.5 and 2.8.13).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Where the buffer lies.
+    pub addr: Gpa,
+    /// Its length in bytes.
+    pub len: u32,
+    /// `VRING_DESC_F_*`. In a packed ring this is the second half-word, the buffer id.
+    pub flags: u16,
+    /// Index of the next descriptor. In a packed ring this is the flags word.
+    pub next: u16,
+}
+
+impl Descriptor {
+    /// Size in memory, in bytes.
+    pub const SIZE: usize = 16;
+    /// [`SIZE`](Self::SIZE) for arithmetic on lengths in descriptors.
+    pub const SIZE_U32: u32 = 16;
+
+    /// A descriptor from its two little-endian words.
+    #[inline(always)]
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "each field is the part of the word that the specification gives it"
+    )]
+    pub fn from_words([addr, rest]: [u64; 2]) -> Self {
+        let rest = u64::from_le(rest);
+        Self {
+            addr: Gpa(u64::from_le(addr)),
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        }
+    }
+}
+
+/// Maps `len` bytes at `at` with an alignment.
+fn area(table: &MemoryTable, at: Uva, len: u64, align: usize) -> Result<NonNull<u8>, AreaError> {
+    let range = table.area(at, len)?;
+    if !range.start.addr().get().is_multiple_of(align) {
+        return Err(AreaError::Unaligned { at, align });
+    }
+    Ok(range.start)
+}
+
+macro_rules! shared_with_a_guest {
+    ($($name:ident),*) => {$(
+        // SAFETY: the pointer stays mapped while the table is held, wherever the value moves.
+        unsafe impl Send for $name {}
+        // SAFETY: all access is by atomics, or by plain stores that only the ring's owner makes.
+        unsafe impl Sync for $name {}
+    )*};
+}
+shared_with_a_guest!(GuestTable, GuestU16s, GuestUsed, GuestWord);
+
+/// The split ring's descriptor table.
+#[derive(Debug)]
+pub struct GuestTable {
+    start: NonNull<[AtomicU64; 2]>,
+    size: u16,
+    _table: Arc<MemoryTable>,
+}
+
+impl GuestTable {
+    /// The table of `size` descriptors at `at`.
+    pub fn map(table: &Arc<MemoryTable>, at: Uva, size: u16) -> Result<Self, AreaError> {
+        let start = area(table, at, u64::from(size) * 16, 16)?;
+        Ok(Self {
+            start: start.cast(),
+            size,
+            _table: Arc::clone(table),
+        })
+    }
+
+    /// Copies entry `index` out; `None` when the driver named one outside.
+    #[inline(always)]
+    pub fn get(&self, index: u16) -> Option<Descriptor> {
+        if index >= self.size {
+            return None;
+        }
+        // SAFETY: `index < size`, and `map` checked that `size` entries are in one mapping.
+        let entry = unsafe { self.start.add(usize::from(index)) };
+        // SAFETY: mapped while `_table` is held, 16-byte aligned (`map`); atomics may be shared
+        // with a peer that writes.
+        let words = unsafe { entry.as_ref() };
+        let words = words.each_ref().map(|word| word.load(Ordering::Relaxed));
+        Some(Descriptor::from_words(words))
+    }
+
+    /// Asks for the line of entry `index`.
+    #[inline(always)]
+    pub fn prefetch(&self, index: u16) {
+        let range = GuestRange {
+            start: self.start.cast(),
+            len: 0,
+            table: PhantomData,
+        };
+        range.prefetch(usize::from(index) * Descriptor::SIZE);
+    }
+}
+
+/// A power-of-two array of little-endian 16-bit words: the heads in the driver area.
+#[derive(Debug)]
+pub struct GuestU16s {
+    start: NonNull<AtomicU16>,
+    mask: u16,
+    _table: Arc<MemoryTable>,
+}
+
+impl GuestU16s {
+    /// The array of `size` words at `at`; `None` as size error when `size` is no power of two.
+    pub fn map(table: &Arc<MemoryTable>, at: Uva, size: u16) -> Result<Self, AreaError> {
+        let align = if size.is_power_of_two() {
+            2
+        } else {
+            usize::MAX
+        };
+        let start = area(table, at, u64::from(size) * 2, align)?;
+        Ok(Self {
+            start: start.cast(),
+            mask: size.wrapping_sub(1),
+            _table: Arc::clone(table),
+        })
+    }
+
+    /// The word at free-running `index`.
+    #[inline(always)]
+    pub fn get(&self, index: u16) -> u16 {
+        // SAFETY: masked by the size minus one (`map`), so inside the array.
+        let word = unsafe { self.start.add(usize::from(index & self.mask)) };
+        // SAFETY: mapped while `_table` is held, aligned (`map`), and an atomic.
+        u16::from_le(unsafe { word.as_ref() }.load(Ordering::Relaxed))
+    }
+}
+
+/// The used elements of a split ring: a power of two of `{ id: u32, len: u32 }`.
+#[derive(Debug)]
+pub struct GuestUsed {
+    start: NonNull<u8>,
+    mask: u16,
+    _table: Arc<MemoryTable>,
+}
+
+impl GuestUsed {
+    /// The `size` elements at `at`, which the specification aligns to 4 bytes only.
+    pub fn map(table: &Arc<MemoryTable>, at: Uva, size: u16) -> Result<Self, AreaError> {
+        let align = if size.is_power_of_two() {
+            4
+        } else {
+            usize::MAX
+        };
+        let start = area(table, at, u64::from(size) * 8, align)?;
+        Ok(Self {
+            start,
+            mask: size.wrapping_sub(1),
+            _table: Arc::clone(table),
+        })
+    }
+
+    /// Writes the element at free-running `index` in one store.
+    #[inline(always)]
+    pub fn set(&mut self, index: u16, head: u16, len: u32) {
+        let element = u64::from(head) | u64::from(len) << 32;
+        // SAFETY: masked by the size minus one (`map`), so inside the array.
+        let at = unsafe { self.start.add(usize::from(index & self.mask) * 8) };
+        // SAFETY: mapped while `_table` is held. Only we write used elements; the driver reads
+        // one after the release store of the index that covers it.
+        unsafe { at.cast::<u64>().write_unaligned(element.to_le()) };
+    }
+
+    /// Asks to own the line of the element at free-running `index`.
+    #[inline(always)]
+    pub fn prefetch(&self, index: u16) {
+        let range = GuestRange {
+            start: self.start,
+            len: 0,
+            table: PhantomData,
+        };
+        range.prefetch_for_write(usize::from(index & self.mask) * 8);
+    }
+}
+
+/// One little-endian 16-bit word of a ring: an index, flags or an event index.
+#[derive(Debug, Clone)]
+pub struct GuestWord {
+    word: NonNull<AtomicU16>,
+    _table: Arc<MemoryTable>,
+}
+
+impl GuestWord {
+    /// The word at `at`.
+    pub fn map(table: &Arc<MemoryTable>, at: Uva) -> Result<Self, AreaError> {
+        Ok(Self {
+            word: area(table, at, 2, 2)?.cast(),
+            _table: Arc::clone(table),
+        })
+    }
+
+    /// Reads the word once.
+    #[inline(always)]
+    pub fn load(&self, order: Ordering) -> u16 {
+        // SAFETY: mapped while `_table` is held, aligned (`map`), and an atomic.
+        u16::from_le(unsafe { self.word.as_ref() }.load(order))
+    }
+
+    /// Writes the word.
+    #[inline(always)]
+    pub fn store(&self, value: u16, order: Ordering) {
+        // SAFETY: as in `load`.
+        unsafe { self.word.as_ref() }.store(value.to_le(), order);
+    }
+
+    /// Host address, for a CPU that waits on the word (`get_monitor_addr`).
+    pub fn as_ptr(&self) -> *const u16 {
+        self.word.as_ptr().cast_const().cast()
+    }
+}

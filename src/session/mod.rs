@@ -1,0 +1,97 @@
+//! What the frontend calls: the vhost-user connection of a port.
+//!
+//! A session collects what `SET_VRING_*` say, and when a ring satisfies the ready rules it hands a
+//! checked [`Virtqueue`] to the port. It knows the port only as [`SessionEvents`].
+
+#![forbid(unsafe_code)]
+
+mod bell;
+mod connection;
+mod device;
+mod endpoint;
+mod error;
+pub mod features;
+mod handler;
+mod messages;
+mod socket;
+mod spawn;
+mod turn;
+mod vring;
+mod wire;
+
+pub use endpoint::{Endpoint, EndpointError};
+pub use spawn::{Join, Spawn, StdThreads};
+pub use vring::{SetupError, VringSetup};
+
+use crate::virtqueue::Virtqueue;
+
+/// Logs a line of the protocol for the port at `$iface`; the sink puts `VHOST_CONFIG: ` before it.
+macro_rules! say {
+    ($level:ident, $iface:expr, $($words:tt)+) => {
+        log::log!(
+            target: "lib.vhost.config",
+            log::Level::$level,
+            "({}) {}",
+            $iface,
+            format_args!($($words)+)
+        )
+    };
+}
+use say;
+
+/// What a port has to say to start serving frontends.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// Path of the socket.
+    pub iface: String,
+    /// Connect to the path instead of listening.
+    pub client: bool,
+    /// Number of vrings that the port serves: twice its queue pairs. More are accepted and
+    /// reported, but nobody polls them.
+    pub vrings: u16,
+    /// Virtio features to offer.
+    pub features: u64,
+    /// Protocol features to offer.
+    pub protocol_features: u64,
+}
+
+/// What a session tells its port. All calls come from the session's thread with no lock held, so
+/// that a callback of the application may query the port, or even close it.
+///
+/// Order of a normal start: `vring_ready(0)`, `queue_state(0, true)`, `vring_ready(1)`,
+/// `queue_state(1, true)`, `link_up`, then the other vrings.
+pub trait SessionEvents: Send + Sync {
+    /// Hands over vring `index`, to be polled whenever the link is up and the port started. It
+    /// comes back at once when the port has no queue for it.
+    fn give(&self, index: u16, virtqueue: Virtqueue) -> Option<Virtqueue>;
+
+    /// Takes vring `index` back. When this returns, no lcore touches it. `None`: nothing was given.
+    fn take(&self, index: u16) -> Option<Virtqueue>;
+
+    /// Vring `index` turned ready or not ready: `RTE_ETH_EVENT_QUEUE_STATE`.
+    fn queue_state(&self, index: u16, ready: bool);
+
+    /// The device is ready: polling may begin, link up, `RTE_ETH_EVENT_INTR_LSC`.
+    fn link_up(&self, device: &DeviceInfo);
+
+    /// The device is gone: no lcore touches any ring when this returns; link down,
+    /// `RTE_ETH_EVENT_INTR_LSC`. Forgets pending queue states of all vrings.
+    fn link_down(&self);
+
+    /// The frontend asks for a RARP frame in the name of `mac` (`SEND_RARP`).
+    fn send_rarp(&self, mac: [u8; 6]);
+
+    /// The kick eventfd of vring `index` changed; `None`: there is none now. For Rx interrupts.
+    fn kick_changed(&self, index: u16, kick: Option<std::os::fd::BorrowedFd<'_>>);
+}
+
+/// What is known of a device when its link comes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Handle of the connection, 0 to 1023, unique in the process.
+    pub vid: i32,
+    /// Virtio features that the driver acked.
+    pub features: u64,
+    /// From `NET_SET_MTU`; `None` when it was never sent.
+    pub mtu: Option<u16>,
+}

@@ -1,0 +1,1 @@
+//! A fake driver, frontend and packets, for tests without DPDK.

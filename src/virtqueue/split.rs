@@ -1,0 +1,290 @@
+//! The split ring (VIRTIO 1.2, 2.7), device side.
+//!
+//! Indices run free in 16 bits. Chains are taken in order and given back in order, so one index
+//! serves for both; used elements become visible to the driver at [`SplitRing::publish_used`].
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::{RingConfig, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use crate::memory::{
+    AreaError, Descriptor, GuestTable, GuestU16s, GuestUsed, GuestWord, MemoryTable, Uva,
+};
+
+/// A split ring that the device side has taken up.
+#[derive(Debug)]
+pub struct SplitRing {
+    table: GuestTable,
+    heads: GuestU16s,
+    available_index: GuestWord,
+    used: GuestUsed,
+    used_index: GuestWord,
+    /// Read: the driver's wish for calls.
+    call_hint: CallHint,
+    kicks: KickHint,
+    size: u16,
+    /// Next chain to take.
+    next_available: u16,
+    /// Next used element to write; ahead of what is published during a burst.
+    next_used: u16,
+    published: u16,
+    /// `used.idx` as found, when it differed from the base that the frontend sent.
+    resumed: Option<u16>,
+    /// No call was decided yet since the ring started; the first one is unconditional, for the
+    /// driver's event index may be of an earlier life.
+    first_call: bool,
+}
+
+/// Where the driver says whether it wants calls.
+#[derive(Debug)]
+enum CallHint {
+    /// `used_event`: call when this index has been used.
+    Event(GuestWord),
+    /// `flags` of the available ring.
+    Flags(GuestWord),
+}
+
+/// Where we say whether we want kicks.
+#[derive(Clone, Debug)]
+enum KickHint {
+    /// `avail_event`: kick when this index becomes available.
+    Event(GuestWord),
+    /// `flags` of the used ring.
+    Flags(GuestWord),
+}
+
+impl SplitRing {
+    /// Maps the three areas and takes up the ring at `config.base`.
+    ///
+    /// When `used.idx` differs from the base, the device side before us has gone on without telling
+    /// the frontend (it was killed, say): what it published counts, and both indices start there.
+    ///
+    /// # Errors
+    ///
+    /// An area that is not wholly inside one region, or not aligned. A size that is no power of two
+    /// counts as an unaligned area.
+    pub fn map(config: RingConfig, memory: &Arc<MemoryTable>) -> Result<Self, AreaError> {
+        let RingConfig { size, areas, .. } = config;
+        let n = u64::from(size);
+        let at = |start: Uva, offset: u64| Uva(start.0.wrapping_add(offset));
+        // Each area must be in one region as a whole, event words included.
+        let event = if config.event_idx { 2 } else { 0 };
+        memory.area(areas.available, 4 + 2 * n + event)?;
+        memory.area(areas.used, 4 + 8 * n + event)?;
+
+        let used_index = GuestWord::map(memory, at(areas.used, 2))?;
+        let found = used_index.load(Ordering::Acquire);
+        let (call_hint, kicks) = if config.event_idx {
+            (
+                CallHint::Event(GuestWord::map(memory, at(areas.available, 4 + 2 * n))?),
+                KickHint::Event(GuestWord::map(memory, at(areas.used, 4 + 8 * n))?),
+            )
+        } else {
+            (
+                CallHint::Flags(GuestWord::map(memory, areas.available)?),
+                KickHint::Flags(GuestWord::map(memory, areas.used)?),
+            )
+        };
+        Ok(Self {
+            table: GuestTable::map(memory, areas.descriptors, size)?,
+            heads: GuestU16s::map(memory, at(areas.available, 4), size)?,
+            available_index: GuestWord::map(memory, at(areas.available, 2))?,
+            used: GuestUsed::map(memory, at(areas.used, 4), size)?,
+            used_index,
+            call_hint,
+            kicks,
+            size,
+            next_available: found,
+            next_used: found,
+            published: found,
+            resumed: (found != config.base).then_some(found),
+            first_call: true,
+        })
+    }
+
+    /// Number of descriptors.
+    #[inline(always)]
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Where the ring really resumed, when that is not the base that the frontend sent.
+    pub fn resumed(&self) -> Option<u16> {
+        self.resumed
+    }
+
+    /// Index of the next chain to take.
+    #[inline(always)]
+    pub fn next_available(&self) -> u16 {
+        self.next_available
+    }
+
+    /// How many chains wait. A driver that claims more than the ring holds is cut to its size.
+    #[inline(always)]
+    pub fn available(&self) -> u16 {
+        let index = self.available_index.load(Ordering::Acquire);
+        index.wrapping_sub(self.next_available).min(self.size)
+    }
+
+    /// Head of the `nth` waiting chain. Only after [`available`](Self::available) told that there
+    /// is one; otherwise the answer is an old head, which does no harm.
+    #[inline(always)]
+    pub fn head(&self, nth: u16) -> u16 {
+        self.heads.get(self.next_available.wrapping_add(nth))
+    }
+
+    /// Descriptor `index`, read once; `None` when it is outside the table.
+    #[inline(always)]
+    pub fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        self.table.get(index)
+    }
+
+    /// Asks for the line of descriptor `index`.
+    #[inline(always)]
+    pub fn prefetch_descriptor(&self, index: u16) {
+        self.table.prefetch(index);
+    }
+
+    /// Takes the next `count` chains.
+    #[inline(always)]
+    pub fn take(&mut self, count: u16) {
+        self.next_available = self.next_available.wrapping_add(count);
+    }
+
+    /// Gives the chain at `head` back with `len` bytes written. Not visible before
+    /// [`publish_used`](Self::publish_used).
+    #[inline(always)]
+    pub fn push_used(&mut self, head: u16, len: u32) {
+        self.used.set(self.next_used, head, len);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Asks to own the lines of the next `count` used elements.
+    #[inline(always)]
+    pub fn prefetch_used(&self, count: u16) {
+        // Eight elements share a line.
+        for nth in (0..count).step_by(8) {
+            self.used.prefetch(self.next_used.wrapping_add(nth));
+        }
+    }
+
+    /// Makes all given-back chains visible to the driver; whether there were any.
+    #[inline(always)]
+    pub fn publish_used(&mut self) -> bool {
+        if self.published == self.next_used {
+            return false;
+        }
+        // Release: the elements, and the data they tell of, before the index (2.7.8.2).
+        self.used_index.store(self.next_used, Ordering::Release);
+        true
+    }
+
+    /// Whether the driver wants a call for what was published since this was last asked (2.7.7.2).
+    ///
+    /// One full fence: the index must be visible before the driver's wish is read, or both sides
+    /// could miss each other.
+    #[inline(always)]
+    pub fn wants_call(&mut self) -> bool {
+        let old = self.published;
+        self.published = self.next_used;
+        fence(Ordering::SeqCst);
+        match &self.call_hint {
+            CallHint::Event(event) => {
+                let event = event.load(Ordering::Relaxed);
+                let first = std::mem::replace(&mut self.first_call, false);
+                first | event_passed(event, self.next_used, old)
+            }
+            CallHint::Flags(flags) => {
+                flags.load(Ordering::Relaxed) & VRING_AVAIL_F_NO_INTERRUPT == 0
+            }
+        }
+    }
+
+    /// As [`wants_call`](Self::wants_call) for a driver that cannot be called: no fence.
+    #[inline(always)]
+    pub fn forget_calls(&mut self) {
+        self.published = self.next_used;
+    }
+
+    /// What other threads may look at.
+    pub fn view(&self) -> SplitView {
+        SplitView {
+            available_index: self.available_index.clone(),
+            kicks: self.kicks.clone(),
+            size: self.size,
+        }
+    }
+}
+
+/// Whether going from `old` to `new` passed `event` (2.7.7.2: `vring_need_event`).
+#[inline(always)]
+fn event_passed(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
+
+/// The part of a split ring that any thread may look at while an lcore polls it.
+#[derive(Clone, Debug)]
+pub struct SplitView {
+    available_index: GuestWord,
+    kicks: KickHint,
+    size: u16,
+}
+
+impl SplitView {
+    /// How many chains wait for a device side that takes `next_available` next.
+    pub fn available(&self, next_available: u16) -> u16 {
+        let index = self.available_index.load(Ordering::Relaxed);
+        index.wrapping_sub(next_available).min(self.size)
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The word that the driver changes when it makes a chain available (`get_monitor_addr`).
+    pub fn monitor(&self) -> *const u16 {
+        self.available_index.as_ptr()
+    }
+
+    /// Tells the driver whether to kick (2.7.10). `next_available` is what is taken next.
+    ///
+    /// With `VIRTIO_F_EVENT_IDX` there is no "off": the driver kicks once when it passes the last
+    /// index that was asked for.
+    pub fn want_kicks(&self, wanted: bool, next_available: u16) {
+        match &self.kicks {
+            KickHint::Event(event) => {
+                if wanted {
+                    event.store(next_available, Ordering::Relaxed);
+                }
+            }
+            KickHint::Flags(flags) => {
+                let value = if wanted { 0 } else { VRING_USED_F_NO_NOTIFY };
+                flags.store(value, Ordering::Relaxed);
+            }
+        }
+        // The wish must be visible before the caller looks for chains once more (2.7.10.1).
+        fence(Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::event_passed;
+
+    #[test]
+    fn an_event_index_inside_the_step_is_passed() {
+        assert!(event_passed(5, 6, 5));
+        assert!(event_passed(5, 9, 3));
+        assert!(!event_passed(5, 5, 3));
+        assert!(!event_passed(5, 9, 6));
+    }
+
+    #[test]
+    fn an_event_index_is_passed_across_the_wrap() {
+        assert!(event_passed(0xffff, 2, 0xfffe));
+        assert!(event_passed(0, 1, 0xffff));
+        assert!(!event_passed(2, 2, 0xfffe));
+    }
+}
