@@ -217,7 +217,11 @@ index_outside(void)
 	REQUIRE(begin(), "no port");
 	for (unsigned int i = 0; i < RTE_DIM(requests); i++) {
 		for (unsigned int j = 0; j < RTE_DIM(indices); j++) {
-			const struct vring_addresses payload = {.index = indices[j], .flags = 2};
+			/* Both kinds of payload begin with the index. */
+			const struct vring_addresses payload = {
+				.index = indices[j],
+				.flags = requests[i] == SET_VRING_NUM ? 2 : 0,
+			};
 
 			REQUIRE(frontend_set_memory(&guest.frontend) == 0, "memory");
 			CHECK(frontend_ask(&guest.frontend, requests[i], &payload,
@@ -272,6 +276,7 @@ bad_ring_addresses(void)
 {
 	struct frontend *frontend = &guest.frontend;
 	struct vring_addresses addresses;
+	bool refused;
 
 	REQUIRE(begin(), "no port");
 	addresses = frontend_ring_addresses(frontend, 1, RING_SIZE);
@@ -288,7 +293,9 @@ bad_ring_addresses(void)
 		CHECK(frontend_set_memory(frontend) == 0, "memory");
 		CHECK(frontend_set_ring(frontend, 0, RING_SIZE), "ring 0");
 		CHECK(frontend_set_ring(frontend, 1, RING_SIZE), "ring 1");
-		frontend_ask(frontend, SET_VRING_ADDR, &addresses, sizeof(addresses), NULL, 0);
+		/* Refused at once, or the ring never becomes ready. */
+		refused = frontend_ask(frontend, SET_VRING_ADDR, &addresses, sizeof(addresses), NULL,
+				       0) != 0;
 		for (uint32_t index = 0; index < 2; index++) {
 			const struct vring_state enable = {.index = index, .value = 1};
 
@@ -296,7 +303,7 @@ bad_ring_addresses(void)
 		}
 		frontend_ask_u64(frontend, SET_STATUS, STATUS_ALL);
 		WAIT_FOR(link_is_up(guest.port), 50);
-		CHECK(!link_is_up(guest.port), "addresses spoilt in way %u are good enough", way);
+		CHECK(refused || !link_is_up(guest.port), "addresses spoilt in way %u are good enough", way);
 		guest_host_receives_nothing(&guest);
 	}
 	end("bad addresses");
@@ -546,7 +553,7 @@ reset_while_running(void)
 	REQUIRE(begin(), "no port");
 	frontend_disconnect(&guest.frontend);
 	REQUIRE(guest_connect(&guest), "no guest");
-	CHECK(frontend_ask_u64(&guest.frontend, RESET_OWNER, 0) == 0, "reset");
+	CHECK(frontend_ask(&guest.frontend, RESET_OWNER, NULL, 0, NULL, 0) == 0, "reset");
 	CHECK(!link_is_up(guest.port), "the link stays up");
 	guest_offer_frame(&guest, 7, DATA_GPA, FRAME, ++seed);
 	CHECK(guest_host_receives_nothing(&guest), "still polled");

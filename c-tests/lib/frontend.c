@@ -172,7 +172,7 @@ frontend_negotiate(struct frontend *frontend, uint64_t features)
 	uint64_t offered, protocol = 0;
 
 	if (!frontend_get_u64(frontend, GET_FEATURES, &offered) ||
-	    frontend_ask_u64(frontend, SET_OWNER, 0) == -1)
+	    frontend_ask(frontend, SET_OWNER, NULL, 0, NULL, 0) != 0)
 		return false;
 	frontend->features = features & offered;
 	if ((frontend->features & F_PROTOCOL_FEATURES) != 0) {

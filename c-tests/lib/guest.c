@@ -85,10 +85,9 @@ guest_offer_frame(struct guest *guest, uint16_t index, uint64_t gpa, uint32_t le
 bool
 guest_host_receives(struct guest *guest, uint32_t length, uint32_t seed)
 {
-	struct rte_mbuf *mbuf = NULL;
+	struct rte_mbuf *mbuf = receive_one(guest->port, 0, PATIENCE_MS);
 	bool right;
 
-	WAIT_FOR(rte_eth_rx_burst(guest->port, 0, &mbuf, 1) == 1, PATIENCE_MS);
 	if (mbuf == NULL)
 		return false;
 	right = frame_matches(mbuf, length, seed);
@@ -99,9 +98,8 @@ guest_host_receives(struct guest *guest, uint32_t length, uint32_t seed)
 bool
 guest_host_receives_nothing(struct guest *guest)
 {
-	struct rte_mbuf *mbuf = NULL;
+	struct rte_mbuf *mbuf = receive_one(guest->port, 0, QUIET_MS);
 
-	WAIT_FOR(rte_eth_rx_burst(guest->port, 0, &mbuf, 1) == 1, QUIET_MS);
 	rte_pktmbuf_free(mbuf);
 	return mbuf == NULL;
 }
