@@ -389,29 +389,32 @@ unsafe extern "C" fn get_monitor_addr(
         let (Some(queue), Some(condition)) = (queue, condition) else {
             return -libc::EINVAL;
         };
-        let Some((word, next, size)) = queue.vring().monitor() else {
+        let Some(monitor) = queue.vring().monitor() else {
             return -libc::EINVAL;
         };
-        let mask = u64::from(size.wrapping_sub(1));
-        condition.addr = word.cast_mut().cast();
+        condition.addr = monitor.word.cast_mut().cast();
         condition.size = 2;
         condition.fn_ = Some(nothing_new);
-        condition.opaque[0] = u64::from(next) & mask;
-        condition.opaque[1] = mask;
-        condition.opaque[2] = 0;
+        condition.opaque[0] = monitor.value.into();
+        condition.opaque[1] = monitor.mask.into();
+        condition.opaque[2] = monitor.wake_on_match.into();
         0
     })
 }
 
-/// Whether an lcore may sleep on the driver's available index: 0, or -1 when it has moved.
+/// Whether an lcore may sleep on what the driver changes: 0, or -1 when a buffer waits.
 ///
 /// # Safety
 ///
 /// `opaque` is what [`get_monitor_addr`] wrote.
 unsafe extern "C" fn nothing_new(value: u64, opaque: *const u64) -> c_int {
     // SAFETY: an array of at least three words (caller).
-    let [expected, mask, _] = unsafe { opaque.cast::<[u64; 3]>().read() };
-    if value & mask == expected { 0 } else { -1 }
+    let [expected, mask, wake_on_match] = unsafe { opaque.cast::<[u64; 3]>().read() };
+    if (value & mask == expected) == (wake_on_match != 0) {
+        -1
+    } else {
+        0
+    }
 }
 
 /// # Safety

@@ -190,6 +190,7 @@ impl VringSetup {
             size: self.size().ok_or(SetupError::NoSize)?,
             areas: self.areas.ok_or(SetupError::NoAddresses)?,
             base: self.base(),
+            packed: false,
             event_idx: features & VIRTIO_RING_F_EVENT_IDX != 0,
         };
         let state = self.state.get_ref();
