@@ -1,9 +1,11 @@
 //! The socket: where it appears, how it goes, and who may stall whom.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::port::{Event, Port};
 use crate::raw::*;
@@ -33,6 +35,41 @@ fn a_stopped_endpoint_can_be_started_again() {
         raw.get(GET_FEATURES);
         drop(endpoint);
         raw.closed();
+    }
+    place.no_file_left();
+}
+
+#[test]
+fn an_endpoint_may_be_stopped_while_frontends_come_and_go() {
+    let place = Place::new();
+    let path = place.path();
+    let over = Arc::new(AtomicBool::new(false));
+    let frontends: Vec<_> = (0..3)
+        .map(|nth| {
+            let (path, over) = (path.clone(), Arc::clone(&over));
+            std::thread::spawn(move || {
+                while !over.load(Relaxed) {
+                    let Ok(socket) = UnixStream::connect(&path) else {
+                        std::thread::yield_now();
+                        continue;
+                    };
+                    // Any of these may fail, at any point.
+                    let bytes = message(GET_FEATURES, 0, &[]);
+                    let _ = (&socket).write_all(&bytes[..4 * (nth + 1)]);
+                    let _ = (&socket).read(&mut [0; 20]);
+                }
+            })
+        })
+        .collect();
+    for _ in 0..100 {
+        let (endpoint, _) = place.serve();
+        std::thread::sleep(Duration::from_millis(2));
+        drop(endpoint);
+        assert!(!path.exists());
+    }
+    over.store(true, Relaxed);
+    for frontend in frontends {
+        frontend.join().unwrap();
     }
     place.no_file_left();
 }
@@ -98,7 +135,7 @@ fn a_socket_that_somebody_serves_is_left_alone() {
     let error = start(place.config(), &Arc::default()).err().unwrap();
     assert_eq!(error.errno(), libc::EADDRINUSE);
     assert!(error.to_string().contains("another process"));
-    std::os::unix::net::UnixStream::connect(place.path()).unwrap();
+    UnixStream::connect(place.path()).unwrap();
     drop(listener);
 }
 
@@ -249,6 +286,21 @@ fn a_port_can_be_closed_from_within_a_queue_event() {
 #[test]
 fn a_port_can_be_closed_from_within_a_link_event() {
     closed_from_an_event(|event| matches!(event, Event::Up(_)));
+}
+
+#[test]
+fn a_panic_in_an_event_ends_only_its_connection() {
+    let place = Place::new();
+    let (endpoint, port) = place.serve();
+    port.at_each_event(|event| assert_ne!(event, Event::Queue(0, true), "on purpose"));
+    let frontend = Frontend::connect(&place.path(), 2);
+    frontend.negotiate(VHOST_USER_F_PROTOCOL_FEATURES, 0);
+    frontend.start(0..1);
+    frontend.raw.closed();
+    assert!(port.given().is_empty());
+    Raw::connect(&place.path()).get(GET_FEATURES);
+    drop((endpoint, frontend));
+    place.no_file_left();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod fuzz;
 mod life;
+mod log;
 mod memory;
 mod port;
 mod raw;

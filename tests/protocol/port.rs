@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rte_net_vhost::session::{DeviceInfo, SessionEvents};
@@ -53,7 +53,8 @@ impl Port {
     fn note(&self, event: Event) {
         self.state.lock().unwrap().events.push(event);
         self.changed.notify_all();
-        if let Some(hook) = &*self.hook.lock().unwrap() {
+        let hook = self.hook.lock();
+        if let Some(hook) = &*hook.unwrap_or_else(PoisonError::into_inner) {
             hook(event);
         }
     }
