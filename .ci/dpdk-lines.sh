@@ -130,13 +130,14 @@ check() {
     traffic
 }
 
-# testpmd of the line, with one vdev, polling on the core that is not $main. Without huge pages this runs anywhere. Driver files are given
-# by bare name: those are looked up in the library path, where ours is first.
+# testpmd of the line, with one vdev, polling on the core that is not $main. Without huge pages this
+# runs anywhere. Driver files are given by bare name: those are looked up in the library path, where
+# ours is first.
 testpmd() {
     role=$1 main=$2 driver=$3 vdev=$4
     shift 4
-    below_root dpdk-testpmd -l 0,1 --main-lcore "$main" --no-huge -m 128 --no-pci --no-telemetry --no-shconf \
-        --file-prefix "lines-$line-$role" -d "librte_mempool_ring.so.$abi" \
+    below_root dpdk-testpmd -l 0,1 --main-lcore "$main" --no-huge -m 128 --no-pci \
+        --no-telemetry --no-shconf --file-prefix "lines-$line-$role" -d "librte_mempool_ring.so.$abi" \
         -d "librte_net_$driver.so.$abi" --vdev "$vdev" \
         -- --total-num-mbufs 4096 "$@" >"$plugin/$role.log" 2>&1
 }
