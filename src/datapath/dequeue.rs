@@ -52,9 +52,10 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
     let room = pool.room();
     // `out[..received]` are packets, `out[received..fresh]` are fresh ones.
     let (mut received, mut fresh) = (0, 0);
-    // Chains that hold no packet are given back, and their number is bounded too.
-    let mut dropped = 0_u16;
-    while received < out.len() && dropped < ring.size() {
+    // 1 when `out[received]` was lost with a frame.
+    let mut lost = 0;
+    chain.begin_burst();
+    while received < out.len() && !chain.exhausted() {
         let wanted = (out.len() - received)
             .min(PASS)
             .min(usize::from(ring.available()));
@@ -74,17 +75,18 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
         }
         let wanted = wanted.min(fresh - received);
 
-        let sources = gather::<F>(ring, &mut cursor, room, wanted);
+        let mut sources = Slots::new();
+        gather::<F>(ring, &mut cursor, room, wanted, &mut sources);
         ring.prefetch_used(count(sources.len()));
         let packets = out.get_mut(received..).unwrap_or_default();
         for (source, packet) in sources.as_slice().iter().zip(packets) {
-            let len = copy_in(packet.room(), source.data);
+            let len = copy_in(pool.space(packet), source.data);
             #[allow(
                 clippy::cast_possible_truncation,
                 reason = "`gather` took only what a descriptor's 32-bit length covers"
             )]
             let len = len as u32;
-            packet.finish(len);
+            pool.finish(packet, len);
             tally.add(len, packet.plain().unwrap_or_default());
             ring.push_used(source.head, 0);
         }
@@ -96,28 +98,26 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
                 break;
             };
             let head = ring.head(0);
-            match dequeue_chain::<P, F>(ring, chain, &mut cursor, pool, packet, head, counters) {
+            let outcome =
+                dequeue_chain::<P, F>(ring, chain, &mut cursor, pool, packet, head, counters);
+            ring.push_used(head, 0);
+            ring.take(1);
+            match outcome {
                 Outcome::Received => {
                     let start = packet.segments().next().unwrap_or_default();
                     tally.add(packet.len(), start);
                     received += 1;
                 }
-                Outcome::Dropped => dropped += 1,
+                Outcome::Dropped => {}
                 Outcome::Lost => {
-                    dropped += 1;
-                    fresh -= 1;
-                    if let Some(&spare) = out.get(fresh)
-                        && let Some(slot) = out.get_mut(received)
-                    {
-                        *slot = spare;
-                    }
+                    // The pool is dry; another long frame would be copied in vain too.
+                    lost = 1;
+                    break;
                 }
             }
-            ring.push_used(head, 0);
-            ring.take(1);
         }
     }
-    if let Some(unused) = out.get(received..fresh)
+    if let Some(unused) = out.get(received + lost..fresh)
         && !unused.is_empty()
     {
         pool.release(unused);
@@ -141,9 +141,9 @@ fn gather<'m, const F: u32>(
     cursor: &mut Cursor<'m>,
     room: usize,
     wanted: usize,
-) -> Slots<Source<'m>, PASS> {
+    sources: &mut Slots<Source<'m>, PASS>,
+) {
     let header = header_len(F);
-    let mut sources = Slots::new();
     for nth in 0..count(wanted) {
         let head = ring.head(nth);
         let Some(descriptor) = ring.descriptor(head) else {
@@ -166,7 +166,6 @@ fn gather<'m, const F: u32>(
             head,
         });
     }
-    sources
 }
 
 /// The general body: any chain, any length. `packet` is fresh, and stays so when it is not received.
@@ -214,7 +213,7 @@ fn dequeue_chain<P: PacketPool, const F: u32>(
         skip -= header_part;
         bytes = bytes.after(header_part);
         while !bytes.is_empty() {
-            bytes = build.fill(bytes);
+            bytes = build.fill(pool, bytes);
             if !bytes.is_empty() && !build.extend(pool) {
                 add(&counters.mbuf_alloc_failed, 1);
                 add(&counters.drop_no_mbuf, 1);
@@ -223,7 +222,8 @@ fn dequeue_chain<P: PacketPool, const F: u32>(
             }
         }
     }
-    build.close();
+    build.close(pool);
+    *packet = build.head;
     Outcome::Received
 }
 
@@ -241,8 +241,12 @@ struct Build<T> {
 impl<T: Packet> Build<T> {
     /// Copies as much as the current segment has room for; the rest comes back.
     #[inline(always)]
-    fn fill<'m>(&mut self, bytes: GuestRange<'m>) -> GuestRange<'m> {
-        let room = self.current.room();
+    fn fill<'m, P: PacketPool<Packet = T>>(
+        &mut self,
+        pool: &P,
+        bytes: GuestRange<'m>,
+    ) -> GuestRange<'m> {
+        let room = pool.space(&mut self.current);
         let copied = copy_in(
             room.get_mut(self.filled as usize..).unwrap_or_default(),
             bytes,
@@ -255,11 +259,11 @@ impl<T: Packet> Build<T> {
 
     /// Finishes the current segment.
     #[inline(always)]
-    fn close(&mut self) {
+    fn close<P: PacketPool<Packet = T>>(&mut self, pool: &P) {
         if self.started {
-            self.head.append(&mut self.last, self.current, self.filled);
+            pool.append(&mut self.head, &mut self.last, self.current, self.filled);
         } else {
-            self.head.finish(self.filled);
+            pool.finish(&mut self.head, self.filled);
             self.started = true;
         }
         self.last = self.current;
@@ -269,7 +273,7 @@ impl<T: Packet> Build<T> {
     /// Finishes the current segment and begins another; whether there was one to have.
     #[inline(always)]
     fn extend<P: PacketPool<Packet = T>>(&mut self, pool: &mut P) -> bool {
-        self.close();
+        self.close(pool);
         pool.allocate(std::slice::from_mut(&mut self.current))
     }
 }
@@ -280,3 +284,6 @@ impl<T: Packet> Build<T> {
 fn count(packets: usize) -> u16 {
     packets as u16
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,12 +47,15 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
     let mut cursor = memory.cursor();
     let mut tally = Tally::default();
     let mut taken = 0;
+    chain.begin_burst();
     while let Some(rest) = packets.get(taken..)
         && !rest.is_empty()
+        && !chain.exhausted()
     {
         let wanted = rest.len().min(PASS).min(usize::from(ring.available()));
         let rest = rest.get(..wanted).unwrap_or_default();
-        let targets = gather::<P::Packet, F>(ring, &mut cursor, rest);
+        let mut targets = Slots::new();
+        gather::<P::Packet, F>(ring, &mut cursor, rest, &mut targets);
         ring.prefetch_used(count(targets.len()));
         for target in targets.as_slice() {
             put::<F>(target);
@@ -106,9 +109,9 @@ fn gather<'m, 'p, T: Packet, const F: u32>(
     ring: &SplitRing,
     cursor: &mut Cursor<'m>,
     packets: &'p [T],
-) -> Slots<Target<'m, 'p>, PASS> {
+    targets: &mut Slots<Target<'m, 'p>, PASS>,
+) {
     let header = header_len(F);
-    let mut targets = Slots::new();
     for (nth, packet) in packets.iter().enumerate() {
         let Some(data) = packet.plain() else {
             break;
@@ -133,7 +136,6 @@ fn gather<'m, 'p, T: Packet, const F: u32>(
         buffer.prefetch_for_write(header + 64);
         targets.push(Target { buffer, data, head });
     }
-    targets
 }
 
 /// Second pass: header and data.
@@ -175,6 +177,9 @@ fn enqueue_chains<T: Packet, const F: u32>(
     let mut room = 0;
     let mut chains = 0;
     while room < need {
+        if chain.exhausted() && chains == 0 {
+            return Outcome::NoRoom;
+        }
         if chains == available {
             // All that the ring can ever hold is here.
             if chains == ring.size() {
@@ -278,3 +283,6 @@ impl<'m> Scatter<'_, 'm> {
 fn count(packets: usize) -> u16 {
     packets as u16
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,16 +32,6 @@ pub trait Packet: Copy {
 
     /// The bytes of each segment, in order.
     fn segments(&self) -> impl Iterator<Item = &[u8]>;
-
-    /// Room for data in a fresh packet; its contents mean nothing.
-    fn room(&mut self) -> &mut [MaybeUninit<u8>];
-
-    /// Makes a fresh packet one of `len` bytes, which are written by now.
-    fn finish(&mut self, len: u32);
-
-    /// Appends the fresh packet `segment` with `len` bytes written to this finished packet, whose
-    /// last segment is `last`.
-    fn append(&mut self, last: &mut Self, segment: Self, len: u32);
 }
 
 /// Where packets go back to.
@@ -60,4 +50,20 @@ pub trait PacketPool: Release {
 
     /// Fills `out` with fresh packets, all or none.
     fn allocate(&mut self, out: &mut [Self::Packet]) -> bool;
+
+    /// The room for data in a fresh packet; its contents mean nothing.
+    fn space<'p>(&self, packet: &'p mut Self::Packet) -> &'p mut [MaybeUninit<u8>];
+
+    /// Makes a fresh packet one of `len` bytes, which are written by now.
+    fn finish(&self, packet: &mut Self::Packet, len: u32);
+
+    /// Appends the fresh packet `segment` with `len` bytes written to the finished packet `head`,
+    /// whose last segment is `last`.
+    fn append(
+        &self,
+        head: &mut Self::Packet,
+        last: &mut Self::Packet,
+        segment: Self::Packet,
+        len: u32,
+    );
 }
