@@ -387,7 +387,14 @@ impl FakeDriver {
     /// The frames in the chains that came back, put together as a driver does; chains that came
     /// back unused are left out.
     pub fn frames(&mut self) -> Vec<Frame> {
-        let mut used = self.used().into_iter().filter(|used| used.len != 0);
+        self.frames_and_used(&mut Vec::new())
+    }
+
+    /// As [`frames`](Self::frames); all elements that came back are appended to `seen`.
+    pub fn frames_and_used(&mut self, seen: &mut Vec<Used>) -> Vec<Frame> {
+        let used = self.used();
+        seen.extend(&used);
+        let mut used = used.into_iter().filter(|used| used.len != 0);
         let mut frames = Vec::new();
         while let Some(first) = used.next() {
             let mut bytes = self.written(first);
