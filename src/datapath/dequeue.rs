@@ -75,7 +75,8 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
         }
         let wanted = wanted.min(fresh - received);
 
-        let sources = gather::<F>(ring, &mut cursor, room, wanted);
+        let mut sources = Slots::new();
+        gather::<F>(ring, &mut cursor, room, wanted, &mut sources);
         ring.prefetch_used(count(sources.len()));
         let packets = out.get_mut(received..).unwrap_or_default();
         for (source, packet) in sources.as_slice().iter().zip(packets) {
@@ -140,9 +141,9 @@ fn gather<'m, const F: u32>(
     cursor: &mut Cursor<'m>,
     room: usize,
     wanted: usize,
-) -> Slots<Source<'m>, PASS> {
+    sources: &mut Slots<Source<'m>, PASS>,
+) {
     let header = header_len(F);
-    let mut sources = Slots::new();
     for nth in 0..count(wanted) {
         let head = ring.head(nth);
         let Some(descriptor) = ring.descriptor(head) else {
@@ -165,7 +166,6 @@ fn gather<'m, const F: u32>(
             head,
         });
     }
-    sources
 }
 
 /// The general body: any chain, any length. `packet` is fresh, and stays so when it is not received.

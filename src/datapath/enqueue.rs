@@ -54,7 +54,8 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
     {
         let wanted = rest.len().min(PASS).min(usize::from(ring.available()));
         let rest = rest.get(..wanted).unwrap_or_default();
-        let targets = gather::<P::Packet, F>(ring, &mut cursor, rest);
+        let mut targets = Slots::new();
+        gather::<P::Packet, F>(ring, &mut cursor, rest, &mut targets);
         ring.prefetch_used(count(targets.len()));
         for target in targets.as_slice() {
             put::<F>(target);
@@ -108,9 +109,9 @@ fn gather<'m, 'p, T: Packet, const F: u32>(
     ring: &SplitRing,
     cursor: &mut Cursor<'m>,
     packets: &'p [T],
-) -> Slots<Target<'m, 'p>, PASS> {
+    targets: &mut Slots<Target<'m, 'p>, PASS>,
+) {
     let header = header_len(F);
-    let mut targets = Slots::new();
     for (nth, packet) in packets.iter().enumerate() {
         let Some(data) = packet.plain() else {
             break;
@@ -135,7 +136,6 @@ fn gather<'m, 'p, T: Packet, const F: u32>(
         buffer.prefetch_for_write(header + 64);
         targets.push(Target { buffer, data, head });
     }
-    targets
 }
 
 /// Second pass: header and data.

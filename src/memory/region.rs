@@ -139,6 +139,17 @@ impl Region {
         self.config
     }
 
+    /// Whether this maps `config` of the very file behind `file`.
+    pub fn is(&self, config: RegionConfig, file: &File) -> bool {
+        let identity = |file: &File| {
+            let about = file.metadata().ok()?;
+            Some((about.dev(), about.ino()))
+        };
+        let mapped = self.mapping.file_offset();
+        let mapped = mapped.and_then(|offset| identity(offset.file()));
+        self.config == config && mapped.is_some() && mapped == identity(file)
+    }
+
     /// Host address of the first byte.
     pub(super) fn host(&self) -> NonNull<u8> {
         self.host

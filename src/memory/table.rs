@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Cursor, Gpa, GuestRange, Region, Uva};
+use super::{Cursor, Gpa, GuestRange, Region, RegionConfig, Uva};
 
 /// Why a set of regions is no memory table.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -64,6 +64,30 @@ impl MemoryTable {
         }
         regions.sort_by_key(|region| region.config().gpa);
         Ok(Self {
+            regions: regions.into(),
+        })
+    }
+
+    /// This table and one more region; the others stay mapped where they are.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new).
+    pub fn with(&self, region: Arc<Region>) -> Result<Self, TableError> {
+        let mut regions = self.regions.to_vec();
+        regions.push(region);
+        Self::new(regions)
+    }
+
+    /// This table without the region of the same addresses and size as `config`; `None` when there
+    /// is none.
+    pub fn without(&self, config: RegionConfig) -> Option<Self> {
+        let place = |config: RegionConfig| (config.gpa, config.uva, config.size);
+        let found = |region: &Arc<Region>| place(region.config()) == place(config);
+        let nth = self.regions.iter().position(found)?;
+        let mut regions = self.regions.to_vec();
+        regions.remove(nth);
+        Some(Self {
             regions: regions.into(),
         })
     }

@@ -3,7 +3,41 @@
 //! A session collects what `SET_VRING_*` say, and when a ring satisfies the ready rules it hands a
 //! checked [`Virtqueue`] to the port. It knows the port only as [`SessionEvents`].
 
+#![forbid(unsafe_code)]
+
+mod bell;
+mod connection;
+mod device;
+mod endpoint;
+mod error;
+pub mod features;
+mod handler;
+mod messages;
+mod socket;
+mod spawn;
+mod turn;
+mod vring;
+mod wire;
+
+pub use endpoint::{Endpoint, EndpointError};
+pub use spawn::{Join, Spawn, StdThreads};
+pub use vring::{SetupError, VringSetup};
+
 use crate::virtqueue::Virtqueue;
+
+/// Logs a line of the protocol for the port at `$iface`; the sink puts `VHOST_CONFIG: ` before it.
+macro_rules! say {
+    ($level:ident, $iface:expr, $($words:tt)+) => {
+        log::log!(
+            target: "lib.vhost.config",
+            log::Level::$level,
+            "({}) {}",
+            $iface,
+            format_args!($($words)+)
+        )
+    };
+}
+use say;
 
 /// What a port has to say to start serving frontends.
 #[derive(Clone, Debug)]

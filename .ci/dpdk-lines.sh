@@ -1,0 +1,147 @@
+#!/bin/sh
+# Builds the driver against DPDK 24.11 (Debian 13) and 25.11 (Debian forky) on a Debian 12 machine,
+# and loads it into the testpmd of that line.
+#
+#   .ci/dpdk-lines.sh [24.11|25.11 ...]
+#
+# No chroot: the packages are fetched with the machine's own apt and mirror, in an apt world of
+# their own, and unpacked below target/dpdk-lines. A second run finds them there.
+# DPDK_LINES_MIRROR names another Debian mirror than the machine's.
+set -eu
+
+cd "$(dirname "$0")/.."
+top=$PWD/target/dpdk-lines
+triplet=x86_64-linux-gnu
+
+mirror() {
+    if [ -n "${DPDK_LINES_MIRROR:-}" ]; then
+        echo "$DPDK_LINES_MIRROR"
+        return
+    fi
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
+        sed -n '\,/debian/*$,{p;q;}'
+}
+
+# An apt that sees only $suite and an empty machine, with its files in $world.
+apt_world() {
+    mkdir -p "$world/lists/partial" "$world/archives/partial"
+    : >"$world/status"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $from $suite main" \
+        >"$world/sources.list"
+    cat >"$world/apt.conf" <<EOF
+Dir::State "$world";
+Dir::State::status "$world/status";
+Dir::State::lists "$world/lists";
+Dir::Cache "$world";
+Dir::Cache::archives "$world/archives";
+Dir::Etc::sourcelist "$world/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled "false";
+Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled "false";
+Acquire::IndexTargets::deb::DEP-11-icons-hidpi::DefaultEnabled "false";
+Debug::NoLocking "true";
+EOF
+    export APT_CONFIG="$world/apt.conf"
+}
+
+unpack() {
+    from=$(mirror)
+    if [ -z "$from" ]; then
+        echo "no Debian mirror in this machine's apt sources; set DPDK_LINES_MIRROR" >&2
+        exit 1
+    fi
+    apt_world
+    apt-get -qq update
+    # dpdk-dev depends on every DPDK library its programs use; libdpdk-dev on the rest.
+    libraries=$(apt-cache depends --no-recommends --no-suggests dpdk-dev libdpdk-dev |
+        sed -n 's/^ *Depends: \(librte-[a-z0-9-]*\)$/\1/p' | sort -u)
+    for extra in net-vhost net-virtio mempool-ring net-null net-ring dma-skeleton; do
+        libraries="$libraries librte-$extra$abi"
+    done
+    # shellcheck disable=SC2086 # a list of names
+    apt-get -qq -y --download-only install $libraries
+    # Headers and programs without what they depend on, except libbsd, which DPDK's headers include.
+    (cd "$world/archives" && apt-get -qq download dpdk-dev libdpdk-dev libbsd-dev libmd-dev)
+    unset APT_CONFIG
+
+    rm -rf "$root"
+    mkdir -p "$root/usr/bin" "$root/usr/sbin" "$root/usr/lib" "$root/usr/lib64"
+    for directory in bin sbin lib lib64; do
+        ln -s "usr/$directory" "$root/$directory"
+    done
+    for package in "$world"/archives/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" | tar -x --no-same-owner -C "$root"
+    done
+    # What only static linking needs has its headers in packages that are not here.
+    sed -i '/^Requires.private:/d' "$root/usr/lib/$triplet/pkgconfig/"libdpdk*.pc
+    rm -rf "$world/archives"
+    touch "$root/.complete"
+}
+
+# Runs what is below $root, with our library before the line's own drivers.
+below_root() {
+    libraries=$root/usr/lib/$triplet
+    program=$1
+    shift
+    # A relative library path in a later EAL would be looked up there, so leave the source tree.
+    (cd / && exec timeout 60 "$root/lib64/ld-linux-x86-64.so.2" --inhibit-cache \
+        --library-path "$plugin:$libraries/dpdk/pmds-$abi.0:$libraries" \
+        "$root/usr/bin/$program" "$@")
+}
+
+check() {
+    line=$1
+    case $line in
+        24.11) suite=trixie abi=25 ;;
+        25.11) suite=forky abi=26 ;;
+        *) echo "no recipe for DPDK $line" >&2 && exit 2 ;;
+    esac
+    world=$top/$line.apt
+    root=$top/$line
+    [ -e "$root/.complete" ] || unpack
+
+    export PKG_CONFIG_SYSROOT_DIR="$root"
+    export PKG_CONFIG_LIBDIR="$root/usr/lib/$triplet/pkgconfig:$root/usr/share/pkgconfig"
+    echo "== DPDK $(pkg-config --modversion libdpdk)"
+    cargo clippy --target-dir "$top/build-$line" --lib -- -D warnings
+    # Layouts are asserted by compiling, symbols by linking without leave for undefined ones.
+    cargo rustc --target-dir "$top/build-$line" --lib --crate-type cdylib -- \
+        -C link-arg=-Wl,--no-undefined
+    unset PKG_CONFIG_SYSROOT_DIR PKG_CONFIG_LIBDIR
+
+    plugin=$top/plugin-$line
+    mkdir -p "$plugin"
+    cp "$top/build-$line/debug/librte_net_vhost.so" "$plugin/librte_net_vhost.so.$abi"
+    nm -D --defined-only "$plugin/librte_net_vhost.so.$abi" >"$plugin/symbols"
+    for function in rte_eth_vhost_get_queue_event rte_eth_vhost_get_vid_from_port_id; do
+        grep -q " $function@@DPDK_$abi\$" "$plugin/symbols"
+    done
+    if [ "$(wc -l <"$plugin/symbols")" != 2 ]; then
+        echo "more than two symbols are exported:" >&2
+        cat "$plugin/symbols" >&2
+        exit 1
+    fi
+
+    # A bare name of a driver is looked up in the library path, where ours is first. Without huge
+    # pages this runs anywhere; the port comes up, without a frontend.
+    printf '%s\n' 'show port info 0' 'show port xstats 0' 'port stop 0' 'port close 0' quit |
+        below_root dpdk-testpmd -l 0,1 --no-huge -m 128 --no-pci --no-telemetry --no-shconf \
+            --file-prefix "lines-$line" -d "librte_mempool_ring.so.$abi" \
+            -d "librte_net_vhost.so.$abi" --vdev "net_vhost0,iface=$top/$line.sock" \
+            -- -i --total-num-mbufs 2048 >"$plugin/testpmd.log" 2>&1 || failed=$?
+    if [ -n "${failed:-}" ] || ! grep -q 'Driver name: net_vhost' "$plugin/testpmd.log"; then
+        echo "testpmd $line did not bring the port up:" >&2
+        tail -n 40 "$plugin/testpmd.log" >&2
+        exit 1
+    fi
+    echo "== testpmd $line: port up"
+}
+
+for line in ${*:-24.11 25.11}; do
+    check "$line"
+done

@@ -1,0 +1,116 @@
+//! The environment: which process and lcore this is, and where its memory should be.
+
+use core::ffi::{CStr, c_int};
+
+use super::sys::{
+    RTE_MAX_LCORE, RTE_PROC_PRIMARY, SOCKET_ID_ANY, rte_eal_process_type, rte_socket_id,
+    rte_vect_get_max_simd_bitwidth, rte_version,
+};
+
+/// The calling thread's copy of a thread-local variable of EAL.
+///
+/// Stable Rust has no extern thread-locals. This is the general-dynamic model, which holds also in
+/// programs that load DPDK late; the linker knows the exact sequence, padding included.
+macro_rules! thread_local_address {
+    ($symbol:literal) => {{
+        let address: *mut u8;
+        // SAFETY: a plain call by the C rules, so that all registers a C function may change are
+        // given up, and the stack is aligned (no `nostack`). It only reads the thread's tables,
+        // and may make this module's block on its first call.
+        unsafe {
+            core::arch::asm!(
+                concat!("data16 lea rdi, [rip + ", $symbol, "@TLSGD]"),
+                ".value 0x6666",
+                "rex64 call __tls_get_addr@PLT",
+                out("rax") address,
+                clobber_abi("C"),
+            );
+        }
+        address
+    }};
+}
+
+/// Whether this process made the shared memory; a secondary attaches to what the primary has.
+pub fn is_primary() -> bool {
+    // SAFETY: no condition.
+    unsafe { rte_eal_process_type() == RTE_PROC_PRIMARY }
+}
+
+/// The memory node of the calling thread, or [`ANY_SOCKET`].
+pub fn socket_id() -> c_int {
+    // SAFETY: no condition.
+    unsafe { rte_socket_id() }.cast_signed()
+}
+
+/// No preference for a memory node.
+pub const ANY_SOCKET: c_int = SOCKET_ID_ANY;
+
+/// The running DPDK, such as `DPDK 22.11.11`.
+pub fn version() -> &'static str {
+    // SAFETY: no condition.
+    let text = unsafe { rte_version() };
+    // SAFETY: EAL's own static text, made once by its first call, ends with NUL.
+    unsafe { CStr::from_ptr(text) }.to_str().unwrap_or("DPDK")
+}
+
+/// Widest vectors, in bits, that the application allows (`--force-max-simd-bitwidth`).
+pub fn max_simd_bits() -> u16 {
+    // SAFETY: no condition.
+    unsafe { rte_vect_get_max_simd_bitwidth() }
+}
+
+/// The id of the calling thread as an lcore, for this burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Lcore(u32);
+
+impl Lcore {
+    /// A thread without lcore id (`LCORE_ID_ANY`), as any thread is that EAL does not know.
+    pub const NONE: Self = Self(u32::MAX);
+
+    /// The calling thread. A call of the thread-local storage's runtime: once per burst.
+    #[inline(always)]
+    pub fn current() -> Self {
+        let id = thread_local_address!("per_lcore__lcore_id").cast::<u32>();
+        // SAFETY: EAL's own thread-local integer, which only this thread writes.
+        Self(unsafe { id.read() })
+    }
+
+    /// The index in arrays of `RTE_MAX_LCORE`, such as a pool's caches.
+    #[inline(always)]
+    pub fn index(self) -> Option<usize> {
+        (self.0 < RTE_MAX_LCORE).then_some(self.0 as usize)
+    }
+}
+
+/// Sets `rte_errno` of the calling thread.
+pub fn set_errno(errno: c_int) {
+    let address = thread_local_address!("per_lcore__rte_errno").cast::<c_int>();
+    // SAFETY: EAL's own thread-local integer, which only this thread uses.
+    unsafe { address.write(errno) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_eal_does_not_know_has_no_lcore() {
+        assert_eq!(Lcore::current(), Lcore::NONE);
+        assert_eq!(Lcore::NONE.index(), None);
+    }
+
+    #[test]
+    fn errno_can_be_set_in_each_thread() {
+        set_errno(libc::ENOTSUP);
+
+        let address = thread_local_address!("per_lcore__rte_errno").cast::<c_int>();
+        // SAFETY: this thread's own variable.
+        assert_eq!(unsafe { address.read() }, libc::ENOTSUP);
+    }
+
+    #[test]
+    fn the_linked_dpdk_tells_its_version() {
+        assert!(version().starts_with("DPDK 2"));
+    }
+}

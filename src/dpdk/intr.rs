@@ -1,0 +1,162 @@
+//! Rx interrupts: an interrupt handle with one epoll fd per rx queue.
+//!
+//! Applications get the epoll fds from ethdev before any frontend is there, and they stay the same
+//! while frontends come and go; the kick eventfd of the connection is added to them and removed.
+
+use core::ffi::c_int;
+use core::ptr::NonNull;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::sys::{
+    RTE_INTR_HANDLE_VDEV, RTE_INTR_INSTANCE_F_PRIVATE, RTE_INTR_VEC_RXTX_OFFSET,
+    RTE_MAX_RXTX_INTR_VEC_ID, rte_intr_efd_counter_size_set, rte_intr_efds_index_set,
+    rte_intr_handle, rte_intr_instance_alloc, rte_intr_instance_free, rte_intr_max_intr_set,
+    rte_intr_nb_efd_set, rte_intr_type_set, rte_intr_vec_list_alloc, rte_intr_vec_list_free,
+    rte_intr_vec_list_index_set,
+};
+
+/// The interrupts of a port's rx queues.
+#[derive(Debug)]
+pub struct RxInterrupts {
+    handle: NonNull<rte_intr_handle>,
+    queues: Vec<OwnedFd>,
+}
+
+// SAFETY: the handle is only changed by `new` and `drop`, which have it alone.
+unsafe impl Send for RxInterrupts {}
+// SAFETY: as for `Send`; the rest are file descriptors.
+unsafe impl Sync for RxInterrupts {}
+
+impl RxInterrupts {
+    /// Interrupts for `count` rx queues; needs an initialised EAL.
+    pub fn new(count: u16) -> io::Result<Self> {
+        let count = c_int::from(count);
+        // EAL's handle has room for so many vectors, and one stands before those of queues.
+        if count.cast_unsigned() >= RTE_MAX_RXTX_INTR_VEC_ID {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let queues = (0..count)
+            .map(|_| epoll())
+            .collect::<io::Result<Vec<_>>>()?;
+        // SAFETY: no condition.
+        let handle = unsafe { rte_intr_instance_alloc(RTE_INTR_INSTANCE_F_PRIVATE) };
+        let handle = NonNull::new(handle).ok_or(io::ErrorKind::OutOfMemory)?;
+        let interrupts = Self { handle, queues };
+        interrupts.describe(count)?;
+        Ok(interrupts)
+    }
+
+    fn describe(&self, count: c_int) -> io::Result<()> {
+        let handle = self.handle.as_ptr();
+        // SAFETY: our live handle; the name is only used for the memory's label.
+        check(unsafe { rte_intr_vec_list_alloc(handle, c"net_vhost".as_ptr(), count) })?;
+        for (index, queue) in (0..count).zip(&self.queues) {
+            let vector = RTE_INTR_VEC_RXTX_OFFSET + index;
+            // SAFETY: our live handle, with a list of `count` vectors.
+            check(unsafe { rte_intr_vec_list_index_set(handle, index, vector) })?;
+            // SAFETY: our live handle, with room for more than `count` fds (checked by `new`).
+            check(unsafe { rte_intr_efds_index_set(handle, index, queue.as_raw_fd()) })?;
+        }
+        // SAFETY: our live handle.
+        check(unsafe { rte_intr_nb_efd_set(handle, count) })?;
+        // SAFETY: our live handle.
+        check(unsafe { rte_intr_max_intr_set(handle, count + 1) })?;
+        // EAL must not read from an epoll fd.
+        // SAFETY: our live handle.
+        check(unsafe { rte_intr_efd_counter_size_set(handle, 0) })?;
+        // SAFETY: our live handle.
+        check(unsafe { rte_intr_type_set(handle, RTE_INTR_HANDLE_VDEV) })
+    }
+
+    /// What ethdev wants as the port's interrupt handle, for as long as this lives.
+    pub fn as_ptr(&self) -> *mut rte_intr_handle {
+        self.handle.as_ptr()
+    }
+
+    /// How many queues have interrupts.
+    pub fn queues(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Makes the kick eventfd of queue `index` wake its waiters.
+    pub fn add(&self, index: u16, kick: BorrowedFd<'_>) -> io::Result<()> {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: 0,
+        };
+        self.control(index, libc::EPOLL_CTL_ADD, kick, &raw mut event)
+    }
+
+    /// Takes the kick eventfd of queue `index` out again.
+    pub fn remove(&self, index: u16, kick: BorrowedFd<'_>) -> io::Result<()> {
+        self.control(index, libc::EPOLL_CTL_DEL, kick, core::ptr::null_mut())
+    }
+
+    /// The epoll fd of queue `index`, which ethdev hands to the application.
+    pub fn queue_fd(&self, index: u16) -> Option<BorrowedFd<'_>> {
+        self.queues.get(usize::from(index)).map(AsFd::as_fd)
+    }
+
+    fn control(
+        &self,
+        index: u16,
+        operation: c_int,
+        kick: BorrowedFd<'_>,
+        event: *mut libc::epoll_event,
+    ) -> io::Result<()> {
+        let queue = self
+            .queues
+            .get(usize::from(index))
+            .ok_or(io::ErrorKind::NotFound)?;
+        // SAFETY: two open fds; `event` is null or a whole event of the caller.
+        let result =
+            unsafe { libc::epoll_ctl(queue.as_raw_fd(), operation, kick.as_raw_fd(), event) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+impl Drop for RxInterrupts {
+    fn drop(&mut self) {
+        let handle = self.handle.as_ptr();
+        // SAFETY: our live handle, which nobody else has: the owner took it from the port before.
+        unsafe { rte_intr_vec_list_free(handle) };
+        // SAFETY: as above, and not used after this.
+        unsafe { rte_intr_instance_free(handle) };
+    }
+}
+
+/// Reads an eventfd's count away. It never waits, whatever the peer does with its own copy: the fd's
+/// own flag is the peer's to change, so the call itself says so.
+pub fn drain(kick: BorrowedFd<'_>) {
+    let mut count = 0_u64;
+    let buffer = libc::iovec {
+        iov_base: (&raw mut count).cast(),
+        iov_len: size_of::<u64>(),
+    };
+    // SAFETY: an open fd, and one buffer of 8 bytes. Offset -1: wherever the file stands. When it
+    // fails there was nothing to read, or the kernel is older than 5.8 and kicks stay counted.
+    unsafe { libc::preadv2(kick.as_raw_fd(), &raw const buffer, 1, -1, libc::RWF_NOWAIT) };
+}
+
+fn epoll() -> io::Result<OwnedFd> {
+    // SAFETY: no condition.
+    let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn check(result: c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(result.saturating_abs()))
+    }
+}

@@ -1,0 +1,17 @@
+//! The DPDK boundary: the only place that names DPDK's C types.
+//!
+//! Thin inline wrappers without policy. Lines of DPDK differ only in here: `abi` holds one file of
+//! layouts per line, and `varying` hides the three callbacks whose signature changed.
+
+pub mod abi;
+pub mod eal;
+pub mod ethdev;
+pub mod intr;
+pub mod log;
+pub mod malloc;
+pub mod mbuf;
+pub mod mempool;
+pub mod sys;
+pub mod thread;
+pub mod varying;
+pub mod vdev;

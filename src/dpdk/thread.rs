@@ -1,0 +1,128 @@
+//! EAL control threads: not pinned to the lcore that makes them, and known to DPDK.
+
+use core::ffi::{CStr, c_int, c_void};
+use std::io;
+
+#[cfg(not(dpdk_22_11))]
+use super::sys::{rte_thread_create_control, rte_thread_join, rte_thread_t};
+
+/// What a thread runs. It must not unwind: the thread begins in C, so Rust would abort.
+pub type Body = Box<dyn FnOnce() + Send>;
+
+/// Longest name of a thread, the final NUL not counted.
+pub const MAX_NAME: usize = 15;
+
+/// A running control thread. It is not joined when this is dropped.
+#[derive(Debug)]
+pub struct ControlThread(Id);
+
+#[cfg(dpdk_22_11)]
+type Id = libc::pthread_t;
+#[cfg(not(dpdk_22_11))]
+type Id = rte_thread_t;
+
+#[cfg(dpdk_22_11)]
+type Returned = *mut c_void;
+#[cfg(not(dpdk_22_11))]
+type Returned = u32;
+
+const DONE: Returned = {
+    #[cfg(dpdk_22_11)]
+    {
+        core::ptr::null_mut()
+    }
+    #[cfg(not(dpdk_22_11))]
+    {
+        0
+    }
+};
+
+unsafe extern "C" fn start(argument: *mut c_void) -> Returned {
+    // SAFETY: `spawn` passes a box of this type, once.
+    let body = unsafe { Box::from_raw(argument.cast::<Body>()) };
+    body();
+    DONE
+}
+
+/// Runs `body` in a new thread. Longer names than [`MAX_NAME`] are refused.
+pub fn spawn(name: &CStr, body: Body) -> io::Result<ControlThread> {
+    if name.count_bytes() > MAX_NAME {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    let argument = Box::into_raw(Box::new(body));
+    match create(name, argument.cast()) {
+        Ok(id) => Ok(ControlThread(id)),
+        Err(result) => {
+            // SAFETY: no thread was made, so the box is still ours alone.
+            drop(unsafe { Box::from_raw(argument) });
+            Err(io::Error::from_raw_os_error(result.saturating_abs()))
+        }
+    }
+}
+
+#[cfg(dpdk_22_11)]
+fn create(name: &CStr, argument: *mut c_void) -> Result<Id, c_int> {
+    let mut id: Id = 0;
+    // SAFETY: EAL copies the name; `start` gets its box (caller of this function).
+    let result = unsafe {
+        super::sys::rte_ctrl_thread_create(
+            &raw mut id,
+            name.as_ptr(),
+            core::ptr::null(),
+            Some(start),
+            argument,
+        )
+    };
+    if result == 0 { Ok(id) } else { Err(result) }
+}
+
+#[cfg(not(dpdk_22_11))]
+fn create(name: &CStr, argument: *mut c_void) -> Result<Id, c_int> {
+    let mut id = rte_thread_t { opaque_id: 0 };
+    // SAFETY: EAL copies the name; `start` gets its box (caller of this function).
+    let result =
+        unsafe { rte_thread_create_control(&raw mut id, name.as_ptr(), Some(start), argument) };
+    if result == 0 { Ok(id) } else { Err(result) }
+}
+
+impl ControlThread {
+    /// Whether the caller is this thread, which cannot wait for itself.
+    pub fn is_current(&self) -> bool {
+        // SAFETY: no condition.
+        let current = unsafe { libc::pthread_self() };
+        #[cfg(dpdk_22_11)]
+        let id = self.0;
+        #[cfg(not(dpdk_22_11))]
+        let id = self.0.opaque_id as libc::pthread_t;
+        id == current
+    }
+
+    /// Waits until the thread has ended.
+    pub fn join(self) -> io::Result<()> {
+        #[cfg(dpdk_22_11)]
+        // SAFETY: a joinable thread that nobody joined yet, as `self` is used up.
+        let result = unsafe { libc::pthread_join(self.0, core::ptr::null_mut()) };
+        #[cfg(not(dpdk_22_11))]
+        // SAFETY: as above.
+        let result = unsafe { rte_thread_join(self.0, core::ptr::null_mut()) };
+        match result {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error.saturating_abs())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_linux_would_cut_is_refused() {
+        let result = spawn(c"sixteen-letters-", Box::new(|| {}));
+
+        assert_eq!(
+            result.err().and_then(|error| error.raw_os_error()),
+            Some(libc::ENAMETOOLONG)
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! Bursts, as the application's lcores call them.
+
+use core::ffi::c_void;
+use std::mem::MaybeUninit;
+
+use super::packet::{RxPool, Slot};
+use super::queue::{RxQueue, TxQueue};
+use super::rarp;
+use super::stats::{VLAN_TAG, add};
+use crate::datapath::{PacketPool, Tally};
+use crate::dpdk::abi::rte_mbuf;
+use crate::dpdk::mbuf::Mbuf;
+use crate::dpdk::sys::{RTE_MBUF_F_RX_VLAN, RTE_MBUF_F_RX_VLAN_STRIPPED};
+use crate::guard;
+
+/// `rx_pkt_burst`: a closed gate is an empty burst.
+///
+/// # Safety
+///
+/// ethdev's contract: `queue` is a queue of the port that is set up, one lcore at a time polls it,
+/// and `packets` has `count` places.
+pub(super) unsafe extern "C" fn rx_burst(
+    queue: *mut c_void,
+    packets: *mut *mut rte_mbuf,
+    count: u16,
+) -> u16 {
+    guard::catch(0, || {
+        // SAFETY: a queue that is set up (caller).
+        let Some(queue) = (unsafe { RxQueue::from_ptr(queue) }) else {
+            return 0;
+        };
+        // SAFETY: an array of `count` places (caller); a `Slot` may hold anything.
+        let out = unsafe { std::slice::from_raw_parts_mut(packets.cast::<Slot>(), count.into()) };
+        // SAFETY: one lcore at a time (caller).
+        let received = unsafe { queue.receive(out) };
+        if queue.strip_vlan.load(std::sync::atomic::Ordering::Relaxed) {
+            strip(queue, out.get(..received).unwrap_or_default());
+        }
+        narrow(received)
+    })
+}
+
+/// `tx_pkt_burst`: the packets that are taken are freed here.
+///
+/// # Safety
+///
+/// ethdev's contract: `queue` is a queue of the port that is set up, one lcore at a time sends on
+/// it, and `packets` are `count` packets of the caller.
+pub(super) unsafe extern "C" fn tx_burst(
+    queue: *mut c_void,
+    packets: *mut *mut rte_mbuf,
+    count: u16,
+) -> u16 {
+    guard::catch(0, || {
+        // SAFETY: a queue that is set up (caller).
+        let Some(queue) = (unsafe { TxQueue::from_ptr(queue) }) else {
+            return 0;
+        };
+        // SAFETY: an array of `count` packets (caller).
+        let packets = unsafe { std::slice::from_raw_parts(packets.cast::<Slot>(), count.into()) };
+        // SAFETY: one lcore at a time (caller).
+        narrow(unsafe { queue.send(packets) })
+    })
+}
+
+/// Bursts of a process that did not make the port: its gates are elsewhere.
+///
+/// # Safety
+///
+/// None; the signature is ethdev's.
+pub(super) unsafe extern "C" fn no_burst(_: *mut c_void, _: *mut *mut rte_mbuf, _: u16) -> u16 {
+    0
+}
+
+/// What a burst moved, which is never more than what it was asked to.
+#[inline(always)]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "at most the 16-bit count of the call"
+)]
+fn narrow(moved: usize) -> u16 {
+    moved as u16
+}
+
+/// Puts the RARP frame that waits into the first place of `out`; how many places that took. The
+/// frame waits on when there is no place or no mbuf.
+#[cold]
+#[inline(never)]
+pub(super) fn inject(queue: &RxQueue, pool: &mut RxPool, out: &mut [Slot]) -> usize {
+    let Some(place) = out.first_mut() else {
+        return 0;
+    };
+    let Some(mac) = queue.shared().rarp.take() else {
+        return 0;
+    };
+    if !pool.allocate(std::slice::from_mut(place)) {
+        add(&queue.stats.counters.mbuf_alloc_failed, 1);
+        queue.shared().rarp.put_back(mac);
+        return 0;
+    }
+    let frame = rarp::frame(mac);
+    for (to, from) in pool.space(place).iter_mut().zip(frame) {
+        *to = MaybeUninit::new(from);
+    }
+    // Queue setup refuses pools whose mbufs have less room.
+    pool.finish(place, rarp::FRAME_LEN);
+    let mut tally = Tally::default();
+    tally.add(rarp::FRAME_LEN, &frame);
+    tally.flush(&queue.stats.counters);
+    1
+}
+
+/// Takes the outer VLAN tags off `packets`.
+fn strip(queue: &RxQueue, packets: &[Slot]) {
+    let stripped = packets
+        .iter()
+        .filter(|packet| strip_one(packet.mbuf()))
+        .count();
+    if stripped != 0 {
+        add(&queue.stats.stripped_tags, stripped as u64);
+    }
+}
+
+/// Bytes of both addresses of an Ethernet header; the tag stands behind them.
+const ADDRESSES: usize = 12;
+/// Shorter frames cannot have a tag and a type.
+const LEAST_TAGGED: u16 = 18;
+/// The tag protocol identifier of the only kind of tag that is stripped.
+const TPID: [u8; 2] = [0x81, 0x00];
+
+/// Takes the outer tag off one frame; whether there was one.
+fn strip_one(mbuf: Mbuf) -> bool {
+    if mbuf.data_len() < LEAST_TAGGED {
+        return false;
+    }
+    let start = mbuf.data();
+    let tag = start.wrapping_add(ADDRESSES).cast::<[u8; 4]>();
+    // SAFETY: bytes 12 to 16 of a segment that has at least 18, of a frame just received.
+    let [t0, t1, tag @ ..] = unsafe { tag.read() };
+    if [t0, t1] != TPID || !mbuf.trim_front(VLAN_TAG) {
+        return false;
+    }
+    // SAFETY: the addresses move by 4 within the first 16 bytes of the segment; they may overlap.
+    unsafe { mbuf.data().copy_from(start, ADDRESSES) };
+    mbuf.set_vlan_tci(u16::from_be_bytes(tag));
+    mbuf.set_ol_flags(mbuf.ol_flags() | RTE_MBUF_F_RX_VLAN | RTE_MBUF_F_RX_VLAN_STRIPPED);
+    true
+}

@@ -1,0 +1,101 @@
+//! Rx interrupts of a port: its kick eventfds, and who waits for them.
+//!
+//! The epoll fds that the application gets are made at start, whether there is a frontend or not.
+//! Each kick eventfd is kept here as a copy of the session's, so that it can be taken out of the
+//! epoll fd when the session has closed its own.
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+
+use super::lock;
+use crate::dpdk::intr::{RxInterrupts, drain};
+use crate::log::PORT;
+
+#[derive(Debug)]
+pub(super) struct Interrupts(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// There while the application wants interrupts.
+    vector: Option<RxInterrupts>,
+    /// By rx queue.
+    kicks: Vec<Option<OwnedFd>>,
+}
+
+impl Interrupts {
+    pub(super) fn new(queues: u16) -> Self {
+        let kicks = (0..queues).map(|_| None).collect();
+        Self(Mutex::new(State {
+            vector: None,
+            kicks,
+        }))
+    }
+
+    /// Sets the kick eventfd of an rx queue; a number without queue is ignored.
+    pub(super) fn set_kick(&self, port: &str, queue: u16, kick: Option<BorrowedFd<'_>>) {
+        let mut state = lock(&self.0);
+        let State { vector, kicks } = &mut *state;
+        let Some(place) = kicks.get_mut(usize::from(queue)) else {
+            return;
+        };
+        if let (Some(vector), Some(old)) = (&vector, &place)
+            && queue < vector.queues()
+            && let Err(error) = vector.remove(queue, old.as_fd())
+        {
+            log::debug!(target: PORT, "{port}: rxq {queue}: old kick fd: {error}");
+        }
+        *place = kick.and_then(|kick| match kick.try_clone_to_owned() {
+            Ok(copy) => Some(copy),
+            Err(error) => {
+                log::error!(target: PORT, "{port}: rxq {queue}: no interrupts: {error}");
+                None
+            }
+        });
+        if let (Some(vector), Some(new)) = (vector, place) {
+            add(vector, port, queue, new);
+        }
+    }
+
+    /// Replaces the interrupts of all queues; `None`: the application wants none. `publish` tells
+    /// ethdev before the old ones go.
+    pub(super) fn replace(
+        &self,
+        port: &str,
+        new: Option<RxInterrupts>,
+        publish: impl FnOnce(Option<&RxInterrupts>),
+    ) {
+        let mut state = lock(&self.0);
+        if let Some(vector) = &new {
+            for (queue, kick) in (0..).zip(&state.kicks) {
+                if let Some(kick) = kick {
+                    add(vector, port, queue, kick);
+                }
+            }
+        }
+        publish(new.as_ref());
+        state.vector = new;
+    }
+
+    /// Takes back the kicks that were made so far, so that the next one wakes.
+    pub(super) fn drain(&self, queue: u16) {
+        let state = lock(&self.0);
+        if let Some(Some(kick)) = state.kicks.get(usize::from(queue)) {
+            drain(kick.as_fd());
+        }
+    }
+
+    /// Closes all copies of the session's fds.
+    pub(super) fn forget_kicks(&self) {
+        lock(&self.0).kicks.fill_with(|| None);
+    }
+}
+
+fn add(vector: &RxInterrupts, port: &str, queue: u16, kick: &OwnedFd) {
+    // The application may use fewer queues than the frontend.
+    if queue < vector.queues()
+        && let Err(error) = vector.add(queue, kick.as_fd())
+    {
+        log::error!(target: PORT, "{port}: rxq {queue}: no interrupts: {error}");
+    }
+}

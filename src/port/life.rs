@@ -1,0 +1,142 @@
+//! The life of a port: configure, start, stop, close.
+#![forbid(unsafe_code)]
+
+use std::ffi::CString;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{LINK, Port, PortError, lock, registry};
+use crate::dpdk::ethdev::Event;
+use crate::dpdk::thread::{self, ControlThread};
+use crate::guard;
+use crate::log::PORT;
+use crate::session::{Endpoint, Join, SessionConfig, SessionEvents, Spawn, features};
+use crate::virtqueue::Allow;
+
+/// Smallest MTU of IPv4 (RFC 791).
+const LEAST_MTU: u16 = 68;
+
+/// What the application asked for when it configured the port.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// Take the outer VLAN tag off received frames.
+    pub(super) strip_vlan: bool,
+}
+
+impl Port {
+    /// The first time, makes the socket; each time, takes up what the application wants.
+    pub(super) fn configure(self: &Arc<Self>, wanted: Wanted) -> Result<(), PortError> {
+        self.shared
+            .vlan_strip
+            .store(wanted.strip_vlan, Ordering::Relaxed);
+        let mut endpoint = lock(&self.endpoint);
+        if endpoint.is_some() {
+            return Ok(());
+        }
+        registry::add(self)?;
+        let config = SessionConfig {
+            iface: self.config.iface.clone(),
+            client: self.config.client,
+            vrings: self.config.queues.saturating_mul(2),
+            features: features::offered(),
+            protocol_features: features::offered_protocol(),
+        };
+        let events = Arc::clone(self) as Arc<dyn SessionEvents>;
+        match Endpoint::start(config, events, Arc::new(ControlThreads)) {
+            Ok(started) => {
+                *endpoint = Some(started);
+                Ok(())
+            }
+            Err(error) => {
+                registry::remove(self);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Lets lcores poll the first `rx` and `tx` queues.
+    pub(super) fn start(&self, rx: u16, tx: u16) {
+        self.shared.started.store(true, Ordering::Relaxed);
+        for vring in self.rx.iter().take(rx.into()) {
+            vring.gate.allow(Allow::Started);
+        }
+        for vring in self.tx.iter().take(tx.into()) {
+            vring.gate.allow(Allow::Started);
+        }
+    }
+
+    /// Stops all polling; no lcore is in a burst when this returns. The frontend notices nothing.
+    pub(super) fn stop(&self) {
+        self.shared.started.store(false, Ordering::Relaxed);
+        self.forbid(Allow::Started);
+    }
+
+    /// Ends the connection and the socket. When this returns, nothing of the port uses its ethdev,
+    /// even if the session's thread is the caller and goes on.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.stop();
+        let endpoint = lock(&self.endpoint).take();
+        if let Some(endpoint) = endpoint {
+            endpoint.stop();
+        }
+        registry::remove(self);
+        self.forbid(Allow::Attached);
+        lock(&self.events).clear();
+        self.shared.vid.store(-1, Ordering::Relaxed);
+        self.interrupts.forget_kicks();
+        let was_up = self.shared.attached.swap(false, Ordering::AcqRel)
+            | self.owes_link_down.swap(false, Ordering::AcqRel);
+        if was_up {
+            self.dev().set_link(LINK);
+            self.dev().raise(Event::LinkState);
+        }
+    }
+
+    /// Accepts any MTU that IPv4 and the ethdev can have. Frames are never cut; the frontend's own
+    /// MTU, if it has one, is the guest's limit.
+    pub(super) fn check_mtu(&self, mtu: u16) -> Result<(), PortError> {
+        if mtu < LEAST_MTU {
+            return Err(PortError::Mtu {
+                mtu,
+                least: LEAST_MTU,
+            });
+        }
+        Ok(())
+    }
+
+    /// Switches the interrupt of an rx queue; also before a frontend connects, and for all that do.
+    pub(super) fn rx_interrupt(&self, queue: u16, wanted: bool) -> Result<(), PortError> {
+        let vring = self
+            .rx
+            .get(usize::from(queue))
+            .ok_or(PortError::NoQueue(queue))?;
+        if wanted {
+            self.interrupts.drain(queue);
+        }
+        vring.want_kicks(wanted);
+        Ok(())
+    }
+}
+
+/// The session's threads: EAL control threads, which are not pinned to the lcore that probed.
+struct ControlThreads;
+
+impl Spawn for ControlThreads {
+    fn spawn(&self, name: &str, work: Box<dyn FnOnce() + Send>) -> io::Result<Box<dyn Join>> {
+        let name = CString::new(name)?;
+        let body = Box::new(|| guard::catch((), work));
+        Ok(Box::new(Thread(thread::spawn(&name, body)?)))
+    }
+}
+
+struct Thread(ControlThread);
+
+impl Join for Thread {
+    fn join(self: Box<Self>) {
+        if let Err(error) = self.0.join() {
+            log::error!(target: PORT, "a session's thread was not joined: {error}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What the session tells a port: rings to poll, the link, requests of the frontend.
+//!
+//! Everything here runs on the session's thread, without a lock while the application's callbacks
+//! run, since they may call any function of the port, `close` included. After `close` nothing here
+//! touches the ethdev any more.
+#![forbid(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+
+use super::{LINK, Port, lock};
+use crate::datapath::{select_dequeue, select_enqueue};
+use crate::dpdk::ethdev::{Event, Link};
+use crate::log::PORT;
+use crate::session::features::VIRTIO_NET_F_MTU;
+use crate::session::{DeviceInfo, SessionEvents};
+use crate::virtqueue::{Allow, Virtqueue};
+
+impl SessionEvents for Port {
+    fn give(&self, index: u16, virtqueue: Virtqueue) -> Option<Virtqueue> {
+        let pair = usize::from(index / 2);
+        if index % 2 == 1 {
+            let Some(vring) = self.rx.get(pair) else {
+                return Some(virtqueue);
+            };
+            let burst = select_dequeue(&virtqueue);
+            vring.install(virtqueue, burst)
+        } else {
+            let Some(vring) = self.tx.get(pair) else {
+                return Some(virtqueue);
+            };
+            let burst = select_enqueue(&virtqueue);
+            vring.install(virtqueue, burst)
+        }
+    }
+
+    fn take(&self, index: u16) -> Option<Virtqueue> {
+        let pair = usize::from(index / 2);
+        if index % 2 == 1 {
+            self.rx.get(pair)?.take()
+        } else {
+            self.tx.get(pair)?.take()
+        }
+    }
+
+    fn queue_state(&self, index: u16, ready: bool) {
+        if lock(&self.events).set(index, ready) {
+            self.raise(Event::QueueState);
+        }
+    }
+
+    fn link_up(&self, device: &DeviceInfo) {
+        if self.is_closing() {
+            return;
+        }
+        self.shared.vid.store(device.vid, Ordering::Relaxed);
+        self.shared
+            .features
+            .store(device.features, Ordering::Relaxed);
+        self.adopt_mtu(device);
+        self.shared.attached.store(true, Ordering::Relaxed);
+        self.allow(Allow::Attached);
+        self.dev().set_link(Link { up: true, ..LINK });
+        log::info!(target: PORT, "{}: link up, vid {}", self.name, device.vid);
+        self.raise(Event::LinkState);
+    }
+
+    fn link_down(&self) {
+        self.forbid(Allow::Attached);
+        lock(&self.events).clear();
+        self.shared.vid.store(-1, Ordering::Relaxed);
+        if !self.shared.attached.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        log::info!(target: PORT, "{}: link down", self.name);
+        if self.is_closing() {
+            // `close` raises the event itself, on its caller's thread.
+            self.owes_link_down.store(true, Ordering::Release);
+            return;
+        }
+        self.dev().set_link(LINK);
+        self.raise(Event::LinkState);
+    }
+
+    fn send_rarp(&self, mac: [u8; 6]) {
+        self.shared.rarp.ask(mac);
+    }
+
+    fn kick_changed(&self, index: u16, kick: Option<BorrowedFd<'_>>) {
+        if index % 2 == 1 {
+            self.interrupts.set_kick(&self.name, index / 2, kick);
+        }
+    }
+}
+
+impl Port {
+    /// The MTU that the frontend was given becomes the port's. Without one it stays as it is.
+    fn adopt_mtu(&self, device: &DeviceInfo) {
+        if device.features & VIRTIO_NET_F_MTU != 0
+            && let Some(mtu) = device.mtu
+        {
+            self.dev().set_mtu(mtu);
+        }
+    }
+
+    /// Runs the application's callbacks, unless the port is going away.
+    fn raise(&self, event: Event) {
+        if !self.is_closing() {
+            self.dev().raise(event);
+        }
+    }
+}

@@ -1,0 +1,607 @@
+//! The op table: for each entry a shim that finds the port, and turns errors into numbers.
+
+use core::ffi::{c_int, c_uint, c_void};
+use core::ptr::{self, NonNull};
+use std::ffi::CString;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::life::Wanted;
+use super::queue::{self, RxQueue, TxQueue};
+use super::stats::{Basic, QueueStats};
+use super::{Port, PortError, xstats};
+use crate::dpdk::abi::{eth_dev_ops, rte_eth_dev};
+use crate::dpdk::ethdev::{EthDev, QueueState};
+use crate::dpdk::intr::RxInterrupts;
+use crate::dpdk::mempool::Mempool;
+use crate::dpdk::sys::{
+    RTE_ETH_RX_OFFLOAD_TCP_CKSUM, RTE_ETH_RX_OFFLOAD_UDP_CKSUM, RTE_ETH_RX_OFFLOAD_VLAN_STRIP,
+    RTE_ETH_TX_OFFLOAD_MULTI_SEGS, RTE_ETH_TX_OFFLOAD_TCP_CKSUM, RTE_ETH_TX_OFFLOAD_UDP_CKSUM,
+    RTE_ETH_TX_OFFLOAD_VLAN_INSERT, rte_eth_dev_info, rte_eth_rxconf, rte_eth_txconf,
+    rte_eth_xstat, rte_eth_xstat_name, rte_ether_addr, rte_mempool, rte_power_monitor_cond,
+};
+use crate::dpdk::varying::{self, PortCounters, StatsWriter, VaryingOps};
+use crate::dpdk::{eal, malloc};
+use crate::guard;
+use crate::log::PORT;
+
+/// What ethdev calls for ports of this driver. Entries that are empty answer -ENOTSUP.
+pub(super) static OPS: eth_dev_ops = {
+    let mut ops = eth_dev_ops::EMPTY;
+    ops.dev_configure = Some(dev_configure);
+    ops.dev_start = Some(dev_start);
+    ops.dev_stop = Some(dev_stop);
+    ops.dev_close = Some(dev_close);
+    ops.dev_infos_get = Some(dev_infos_get);
+    ops.rx_queue_setup = Some(rx_queue_setup);
+    ops.rx_queue_release = Some(rx_queue_release);
+    ops.tx_queue_setup = Some(tx_queue_setup);
+    ops.tx_queue_release = Some(tx_queue_release);
+    ops.tx_done_cleanup = Some(tx_done_cleanup);
+    ops.link_update = Some(link_update);
+    ops.promiscuous_enable = Some(always_on);
+    ops.promiscuous_disable = Some(always_on);
+    ops.allmulticast_enable = Some(always_on);
+    ops.allmulticast_disable = Some(always_on);
+    ops.mac_addr_set = Some(mac_addr_set);
+    ops.mtu_set = Some(mtu_set);
+    ops.stats_get = Some(varying::stats_get::<Ops>);
+    ops.stats_reset = Some(stats_reset);
+    ops.xstats_get = Some(xstats_get);
+    ops.xstats_get_names = Some(xstats_get_names);
+    ops.xstats_reset = Some(xstats_reset);
+    ops.rx_queue_intr_enable = Some(rx_queue_intr_enable);
+    ops.rx_queue_intr_disable = Some(rx_queue_intr_disable);
+    ops.get_monitor_addr = Some(get_monitor_addr);
+    ops.eth_dev_priv_dump = Some(priv_dump);
+    ops
+};
+
+/// Runs one operation on the port behind `dev`, and logs why it failed.
+///
+/// # Safety
+///
+/// `dev` is a port that `probe` made, and this is one of ethdev's operations on it.
+unsafe fn with_port(
+    dev: *mut rte_eth_dev,
+    op: impl FnOnce(EthDev, &Arc<Port>) -> Result<(), PortError>,
+) -> c_int {
+    guard::errno(|| {
+        // SAFETY: allocated, and stays so during the operation (caller).
+        let dev = unsafe { EthDev::from_ptr(dev) }.ok_or(PortError::Closed)?;
+        // SAFETY: in an operation of the port (caller).
+        let result = unsafe { queue::port_of(dev) }.and_then(|port| op(dev, &port));
+        result.inspect_err(|error| log::error!(target: PORT, "{}: {error}", dev.name()))
+    })
+}
+
+/// # Safety
+///
+/// As for all operations: called by ethdev, with a port of this driver.
+unsafe extern "C" fn dev_configure(dev: *mut rte_eth_dev) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, configure) }
+}
+
+fn configure(dev: EthDev, port: &Arc<Port>) -> Result<(), PortError> {
+    // SAFETY: in a control operation, and not kept.
+    let offloads = unsafe { dev.conf() }.rxmode.offloads;
+    port.configure(Wanted {
+        strip_vlan: offloads & RTE_ETH_RX_OFFLOAD_VLAN_STRIP != 0,
+    })
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn dev_start(dev: *mut rte_eth_dev) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, |dev, port| start(dev, port)) }
+}
+
+fn start(dev: EthDev, port: &Port) -> Result<(), PortError> {
+    let (rx, tx) = dev.queue_counts();
+    // SAFETY: in a control operation, and not kept.
+    let wants_interrupts = unsafe { dev.conf() }.intr_conf.rxq() != 0;
+    let interrupts = wants_interrupts.then(|| RxInterrupts::new(rx)).transpose();
+    set_interrupts(dev, port, interrupts.map_err(PortError::Interrupts)?);
+    let strip_vlan = port.shared.vlan_strip.load(Ordering::Relaxed);
+    for index in 0..rx {
+        // SAFETY: what rx queue setup stored.
+        if let Some(queue) = unsafe { RxQueue::from_ptr(dev.rx_queue(index)) } {
+            queue.strip_vlan.store(strip_vlan, Ordering::Relaxed);
+        }
+    }
+    set_queue_states(dev, QueueState::Started);
+    port.start(rx, tx);
+    Ok(())
+}
+
+fn set_interrupts(dev: EthDev, port: &Port, new: Option<RxInterrupts>) {
+    port.interrupts.replace(&port.name, new, |vector| {
+        let handle = vector.map_or(ptr::null_mut(), RxInterrupts::as_ptr);
+        // SAFETY: in a control operation; the port keeps the handle until it replaces it.
+        unsafe { dev.set_intr_handle(handle) };
+    });
+}
+
+fn set_queue_states(dev: EthDev, state: QueueState) {
+    let (rx, tx) = dev.queue_counts();
+    for index in 0..rx {
+        // SAFETY: in a control operation.
+        unsafe { dev.set_rx_queue_state(index, state) };
+    }
+    for index in 0..tx {
+        // SAFETY: in a control operation.
+        unsafe { dev.set_tx_queue_state(index, state) };
+    }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn dev_stop(dev: *mut rte_eth_dev) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe {
+        with_port(dev, |dev, port| {
+            port.stop();
+            set_queue_states(dev, QueueState::Stopped);
+            Ok(())
+        })
+    }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn dev_close(dev: *mut rte_eth_dev) -> c_int {
+    guard::catch(-libc::EFAULT, || {
+        // SAFETY: called by ethdev.
+        if let Some(dev) = unsafe { EthDev::from_ptr(dev) } {
+            // SAFETY: as above.
+            unsafe { close(dev) };
+        }
+        0
+    })
+}
+
+/// Ends the port behind `dev`, and frees what it had; a port that is closed, or of another process,
+/// is left alone.
+///
+/// # Safety
+///
+/// Nobody polls the port's queues any more, as ethdev demands of `close`.
+pub(super) unsafe fn close(dev: EthDev) {
+    // SAFETY: in an operation of the port.
+    let Ok(port) = (unsafe { queue::port_of(dev) }) else {
+        return;
+    };
+    port.close();
+    let (rx, tx) = dev.queue_counts();
+    for index in 0..rx {
+        // SAFETY: nobody polls the queue (caller).
+        unsafe { release_rx(dev, index) };
+    }
+    for index in 0..tx {
+        // SAFETY: nobody sends on the queue (caller).
+        unsafe { release_tx(dev, index) };
+    }
+    set_interrupts(dev, &port, None);
+    // SAFETY: in `close`; a second one finds no port.
+    unsafe { queue::disown(dev, &port) };
+}
+
+/// # Safety
+///
+/// See [`dev_configure`]; `info` is the caller's.
+unsafe extern "C" fn dev_infos_get(dev: *mut rte_eth_dev, info: *mut rte_eth_dev_info) -> c_int {
+    const RX_CHECKSUMS: u64 = RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM;
+    const TX_CHECKSUMS: u64 = RTE_ETH_TX_OFFLOAD_UDP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
+    guard::errno(|| {
+        // SAFETY: called by ethdev.
+        let dev = unsafe { EthDev::from_ptr(dev) }.ok_or(PortError::Closed)?;
+        // SAFETY: in an operation of the port.
+        let shared = unsafe { queue::shared_of(dev) }.ok_or(PortError::Closed)?;
+        // SAFETY: ethdev's struct, ours during the call.
+        let info = unsafe { info.as_mut() }.ok_or(PortError::Closed)?;
+        info.max_mac_addrs = 1;
+        info.max_rx_pktlen = u32::MAX;
+        info.max_rx_queues = shared.queues;
+        info.max_tx_queues = shared.queues;
+        info.min_rx_bufsize = 0;
+        info.rx_offload_capa = RTE_ETH_RX_OFFLOAD_VLAN_STRIP;
+        info.tx_offload_capa = RTE_ETH_TX_OFFLOAD_MULTI_SEGS | RTE_ETH_TX_OFFLOAD_VLAN_INSERT;
+        if shared.checksums() {
+            info.rx_offload_capa |= RX_CHECKSUMS;
+            info.tx_offload_capa |= TX_CHECKSUMS;
+        }
+        Ok::<_, PortError>(())
+    })
+}
+
+/// # Safety
+///
+/// See [`dev_configure`]; `pool` is a pool of pktmbufs, or null.
+unsafe extern "C" fn rx_queue_setup(
+    dev: *mut rte_eth_dev,
+    index: u16,
+    _descriptors: u16,
+    socket: c_uint,
+    _conf: *const rte_eth_rxconf,
+    pool: *mut rte_mempool,
+) -> c_int {
+    let setup = |dev: EthDev, port: &Arc<Port>| {
+        // SAFETY: a pool that the application keeps as long as the queue (rte_eth_rx_queue_setup).
+        let pool = unsafe { Mempool::from_ptr(pool) }.ok_or(PortError::NoPool)?;
+        let queue = RxQueue::create(port, index, socket.cast_signed(), pool)?;
+        // SAFETY: in a control operation; what `rx_burst` expects.
+        unsafe { dev.set_rx_queue(index, queue.as_ptr().cast()) };
+        Ok(())
+    };
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, setup) }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn tx_queue_setup(
+    dev: *mut rte_eth_dev,
+    index: u16,
+    _descriptors: u16,
+    socket: c_uint,
+    _conf: *const rte_eth_txconf,
+) -> c_int {
+    let setup = |dev: EthDev, port: &Arc<Port>| {
+        let queue = TxQueue::create(port, index, socket.cast_signed())?;
+        // SAFETY: in a control operation; what `tx_burst` expects.
+        unsafe { dev.set_tx_queue(index, queue.as_ptr().cast()) };
+        Ok(())
+    };
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, setup) }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`]; nobody polls the queue.
+unsafe extern "C" fn rx_queue_release(dev: *mut rte_eth_dev, index: u16) {
+    guard::catch((), || {
+        // SAFETY: called by ethdev.
+        if let Some(dev) = unsafe { EthDev::from_ptr(dev) } {
+            // SAFETY: nobody polls the queue (caller).
+            unsafe { release_rx(dev, index) };
+        }
+    });
+}
+
+/// # Safety
+///
+/// See [`dev_configure`]; nobody sends on the queue.
+unsafe extern "C" fn tx_queue_release(dev: *mut rte_eth_dev, index: u16) {
+    guard::catch((), || {
+        // SAFETY: called by ethdev.
+        if let Some(dev) = unsafe { EthDev::from_ptr(dev) } {
+            // SAFETY: nobody sends on the queue (caller).
+            unsafe { release_tx(dev, index) };
+        }
+    });
+}
+
+/// # Safety
+///
+/// In a control operation, in which nobody polls the queue.
+unsafe fn release_rx(dev: EthDev, index: u16) {
+    let queue = dev.rx_queue(index).cast::<RxQueue>();
+    // SAFETY: in a control operation (caller).
+    unsafe { dev.set_rx_queue(index, ptr::null_mut()) };
+    if let Some(queue) = NonNull::new(queue) {
+        // SAFETY: what queue setup made, unused from now on (caller).
+        unsafe { malloc::free(queue) };
+    }
+}
+
+/// # Safety
+///
+/// In a control operation, in which nobody sends on the queue.
+unsafe fn release_tx(dev: EthDev, index: u16) {
+    let queue = dev.tx_queue(index).cast::<TxQueue>();
+    // SAFETY: in a control operation (caller).
+    unsafe { dev.set_tx_queue(index, ptr::null_mut()) };
+    if let Some(queue) = NonNull::new(queue) {
+        // SAFETY: what queue setup made, unused from now on (caller).
+        unsafe { malloc::free(queue) };
+    }
+}
+
+/// Sent mbufs are free when a burst returns, so there are none to wait for.
+///
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn tx_done_cleanup(_queue: *mut c_void, _free: u32) -> c_int {
+    0
+}
+
+/// The session writes the link when it changes.
+///
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn link_update(_dev: *mut rte_eth_dev, _wait: c_int) -> c_int {
+    0
+}
+
+/// A port without a filter: every frame of the guest is received, whatever is asked for.
+///
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn always_on(_dev: *mut rte_eth_dev) -> c_int {
+    0
+}
+
+/// A port has no filter, so its address is only a name; ethdev keeps it.
+///
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn mac_addr_set(_dev: *mut rte_eth_dev, _address: *mut rte_ether_addr) -> c_int {
+    0
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn mtu_set(dev: *mut rte_eth_dev, mtu: u16) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, |_, port| port.check_mtu(mtu)) }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn rx_queue_intr_enable(dev: *mut rte_eth_dev, index: u16) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, |_, port| port.rx_interrupt(index, true)) }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn rx_queue_intr_disable(dev: *mut rte_eth_dev, index: u16) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, |_, port| port.rx_interrupt(index, false)) }
+}
+
+/// # Safety
+///
+/// Called by ethdev, with what rx queue setup stored; `condition` is the caller's.
+unsafe extern "C" fn get_monitor_addr(
+    queue: *mut c_void,
+    condition: *mut rte_power_monitor_cond,
+) -> c_int {
+    guard::catch(-libc::EFAULT, || {
+        // SAFETY: what rx queue setup stored (caller).
+        let queue = unsafe { RxQueue::from_ptr(queue) };
+        // SAFETY: the caller's struct.
+        let condition = unsafe { condition.as_mut() };
+        let (Some(queue), Some(condition)) = (queue, condition) else {
+            return -libc::EINVAL;
+        };
+        let Some((word, next, size)) = queue.vring().monitor() else {
+            return -libc::EINVAL;
+        };
+        let mask = u64::from(size.wrapping_sub(1));
+        condition.addr = word.cast_mut().cast();
+        condition.size = 2;
+        condition.fn_ = Some(nothing_new);
+        condition.opaque[0] = u64::from(next) & mask;
+        condition.opaque[1] = mask;
+        condition.opaque[2] = 0;
+        0
+    })
+}
+
+/// Whether an lcore may sleep on the driver's available index: 0, or -1 when it has moved.
+///
+/// # Safety
+///
+/// `opaque` is what [`get_monitor_addr`] wrote.
+unsafe extern "C" fn nothing_new(value: u64, opaque: *const u64) -> c_int {
+    // SAFETY: an array of at least three words (caller).
+    let [expected, mask, _] = unsafe { opaque.cast::<[u64; 3]>().read() };
+    if value & mask == expected { 0 } else { -1 }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`]; `file` is open.
+unsafe extern "C" fn priv_dump(dev: *mut rte_eth_dev, file: *mut libc::FILE) -> c_int {
+    guard::errno(|| {
+        // SAFETY: called by ethdev.
+        let dev = unsafe { EthDev::from_ptr(dev) }.ok_or(PortError::Closed)?;
+        // SAFETY: in an operation of the port.
+        let shared = unsafe { queue::shared_of(dev) }.ok_or(PortError::Closed)?;
+        let text = CString::new(shared.dump()).unwrap_or_default();
+        // SAFETY: an open file (caller) and a string.
+        unsafe { libc::fputs(text.as_ptr(), file) };
+        Ok::<_, PortError>(())
+    })
+}
+
+/// The counters of an rx queue; `None` when it is not set up.
+fn rx_stats<'op>(dev: EthDev, index: u16) -> Option<&'op QueueStats> {
+    // SAFETY: what rx queue setup stored; ethdev keeps it during an operation.
+    unsafe { RxQueue::from_ptr(dev.rx_queue(index)) }.map(|queue| &queue.stats)
+}
+
+/// The counters of a tx queue; `None` when it is not set up.
+fn tx_stats<'op>(dev: EthDev, index: u16) -> Option<&'op QueueStats> {
+    // SAFETY: what tx queue setup stored; ethdev keeps it during an operation.
+    unsafe { TxQueue::from_ptr(dev.tx_queue(index)) }.map(|queue| &queue.stats)
+}
+
+/// All queues that are set up.
+fn each_stats<'op>(dev: EthDev) -> impl Iterator<Item = &'op QueueStats> {
+    let (rx, tx) = dev.queue_counts();
+    let rx = (0..rx).filter_map(move |index| rx_stats(dev, index));
+    rx.chain((0..tx).filter_map(move |index| tx_stats(dev, index)))
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn stats_reset(dev: *mut rte_eth_dev) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe { with_dev(dev, |dev| each_stats(dev).for_each(QueueStats::reset_basic)) }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn xstats_reset(dev: *mut rte_eth_dev) -> c_int {
+    let reset = |stats: &QueueStats| stats.reset_extended(xstats::counters());
+    // SAFETY: called by ethdev.
+    unsafe { with_dev(dev, |dev| each_stats(dev).for_each(reset)) }
+}
+
+/// Runs an operation that works in any process.
+///
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe fn with_dev(dev: *mut rte_eth_dev, op: impl FnOnce(EthDev)) -> c_int {
+    guard::catch(-libc::EFAULT, || {
+        // SAFETY: called by ethdev.
+        let Some(dev) = (unsafe { EthDev::from_ptr(dev) }) else {
+            return -libc::ENODEV;
+        };
+        op(dev);
+        0
+    })
+}
+
+/// # Safety
+///
+/// See [`dev_configure`]; `values` has `room` places, or is null.
+unsafe extern "C" fn xstats_get(
+    dev: *mut rte_eth_dev,
+    values: *mut rte_eth_xstat,
+    room: c_uint,
+) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe {
+        fill(dev, values, room, |dev, id, xstat| {
+            let stats = match xstat.rx {
+                true => rx_stats(dev, xstat.queue),
+                false => tx_stats(dev, xstat.queue),
+            };
+            rte_eth_xstat {
+                id,
+                value: xstat.value(stats),
+            }
+        })
+    }
+}
+
+/// # Safety
+///
+/// See [`dev_configure`]; `names` has `room` places, or is null.
+unsafe extern "C" fn xstats_get_names(
+    dev: *mut rte_eth_dev,
+    names: *mut rte_eth_xstat_name,
+    room: c_uint,
+) -> c_int {
+    // SAFETY: called by ethdev.
+    unsafe {
+        fill(dev, names, room, |_, _, xstat| {
+            let mut name = rte_eth_xstat_name { name: [0; 64] };
+            guard::fill(&mut name.name, &xstat.name());
+            name
+        })
+    }
+}
+
+/// Fills an array with something of each extended statistic, if it has room for all; their number
+/// in any case.
+///
+/// # Safety
+///
+/// See [`dev_configure`]; `out` has `room` places, or is null.
+unsafe fn fill<T>(
+    dev: *mut rte_eth_dev,
+    out: *mut T,
+    room: c_uint,
+    make: impl Fn(EthDev, u64, xstats::Xstat) -> T,
+) -> c_int {
+    guard::catch(-libc::EFAULT, || {
+        // SAFETY: called by ethdev.
+        let Some(dev) = (unsafe { EthDev::from_ptr(dev) }) else {
+            return -libc::ENODEV;
+        };
+        let (rx, tx) = dev.queue_counts();
+        let count = xstats::count(rx, tx);
+        if !out.is_null() && room as usize >= count {
+            for (index, (id, xstat)) in (0..).zip(xstats::all(rx, tx)).enumerate() {
+                // SAFETY: below `count`, so within the caller's array.
+                let place = unsafe { out.add(index) };
+                // SAFETY: as above.
+                unsafe { place.write(make(dev, id, xstat)) };
+            }
+        }
+        c_int::try_from(count).unwrap_or(c_int::MAX)
+    })
+}
+
+/// What the lines of DPDK ask in different ways.
+pub(super) struct Ops;
+
+impl VaryingOps for Ops {
+    /// Received packets are not classified.
+    const PTYPES: &'static [u32] = &[0];
+
+    unsafe fn stats_get(dev: EthDev, mut stats: StatsWriter) -> c_int {
+        guard::catch(-libc::EFAULT, || {
+            let (rx, tx) = dev.queue_counts();
+            let mut sum = PortCounters::default();
+            for index in 0..rx {
+                let Basic { packets, bytes, .. } = rx_stats(dev, index)
+                    .map(QueueStats::basic)
+                    .unwrap_or_default();
+                sum.ipackets = sum.ipackets.wrapping_add(packets);
+                sum.ibytes = sum.ibytes.wrapping_add(bytes);
+                stats.rx_queue(index, packets, bytes, 0);
+            }
+            for index in 0..tx {
+                let Basic {
+                    packets,
+                    bytes,
+                    missed,
+                } = tx_stats(dev, index)
+                    .map(QueueStats::basic)
+                    .unwrap_or_default();
+                sum.opackets = sum.opackets.wrapping_add(packets);
+                sum.obytes = sum.obytes.wrapping_add(bytes);
+                // 22.11's driver leaves this counter alone.
+                if cfg!(not(dpdk_22_11)) {
+                    sum.oerrors = sum.oerrors.wrapping_add(missed);
+                }
+                stats.tx_queue(index, packets, bytes);
+            }
+            stats.port(sum);
+            0
+        })
+    }
+
+    unsafe fn rx_queue_count(queue: *mut c_void) -> u16 {
+        guard::catch(0, || {
+            // SAFETY: what rx queue setup stored (caller).
+            let queue = unsafe { RxQueue::from_ptr(queue) };
+            // The vrings of a port are in the process that made it.
+            queue
+                .filter(|_| eal::is_primary())
+                .map_or(0, |queue| queue.vring().available())
+        })
+    }
+}

@@ -1,0 +1,408 @@
+//! What a port keeps in memory that all processes of the application share: its own data, and an
+//! object for each rx and tx queue.
+//!
+//! Pointers in there to the heap of the primary process are followed by the primary only.
+
+use core::ffi::c_int;
+use core::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+
+use super::packet::{RxPool, Slot, TxRelease};
+use super::rarp;
+use super::stats::QueueStats;
+use super::vring::{RxVring, TxVring};
+use super::{Port, PortError};
+use crate::datapath::{DequeueBurst, EnqueueBurst};
+use crate::devargs::PortConfig;
+use crate::dpdk::ethdev::EthDev;
+use crate::dpdk::mbuf::RxTemplate;
+use crate::dpdk::mempool::Mempool;
+use crate::dpdk::sys::RTE_PKTMBUF_HEADROOM;
+use crate::dpdk::{eal, malloc};
+
+/// Rings that the port receives from.
+pub(super) type Dequeue = DequeueBurst<RxPool>;
+/// Rings that the port sends to.
+pub(super) type Enqueue = EnqueueBurst<TxRelease>;
+
+/// The smallest useful room in an mbuf: a longer frame has at most 65535 of them.
+const LEAST_ROOM: u16 = 64;
+
+/// `dev_private`: what a secondary process may want to know of a port.
+#[repr(C, align(64))]
+pub(super) struct Shared {
+    /// A frame that the next rx burst has to prepend. Read by every rx burst.
+    pub(super) rarp: rarp::Pending,
+    /// The port, in the primary's heap; it owns this struct.
+    port: *const Port,
+    iface: [u8; 108],
+    pub(super) queues: u16,
+    /// Switches of the devargs, as the C driver passes them to its library.
+    pub(super) flags: u64,
+    /// Offers that devargs withdraw.
+    pub(super) disabled: u64,
+    /// Features that the driver acked, at the last link-up.
+    pub(super) features: AtomicU64,
+    /// Handle of the connection, or -1.
+    pub(super) vid: AtomicI32,
+    pub(super) started: AtomicBool,
+    pub(super) attached: AtomicBool,
+    pub(super) vlan_strip: AtomicBool,
+}
+
+// SAFETY: atomics, and constants once the port is probed; `port` is only followed as `port_of` says.
+unsafe impl Sync for Shared {}
+// SAFETY: as for `Sync`.
+unsafe impl Send for Shared {}
+
+/// The owner of a [`Shared`], which is its [`Port`].
+#[derive(Debug)]
+pub(super) struct SharedBox(NonNull<Shared>);
+
+// SAFETY: it owns what it points to, which is `Send` and `Sync`.
+unsafe impl Send for SharedBox {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for SharedBox {}
+
+impl SharedBox {
+    /// The data of a port with `config`, on memory node `socket`.
+    pub(super) fn new(config: &PortConfig, socket: c_int) -> Result<Self, PortError> {
+        let memory =
+            malloc::zeroed::<Shared>(c"net_vhost port", socket).ok_or(PortError::NoMemory)?;
+        let mut iface = [0; 108];
+        for (to, from) in iface.iter_mut().zip(config.iface.bytes().take(107)) {
+            *to = from;
+        }
+        let shared = Shared {
+            rarp: rarp::Pending::default(),
+            port: core::ptr::null(),
+            iface,
+            queues: config.queues,
+            flags: register_flags(config),
+            disabled: if config.tso { 0 } else { HOST_TSO },
+            features: AtomicU64::new(0),
+            vid: AtomicI32::new(-1),
+            started: AtomicBool::new(false),
+            attached: AtomicBool::new(false),
+            vlan_strip: AtomicBool::new(false),
+        };
+        // SAFETY: fresh memory of that size and alignment.
+        unsafe { memory.write(shared) };
+        Ok(Self(memory))
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut Shared {
+        self.0.as_ptr()
+    }
+}
+
+impl core::ops::Deref for SharedBox {
+    type Target = Shared;
+
+    #[inline(always)]
+    fn deref(&self) -> &Shared {
+        // SAFETY: allocated until `drop`, and only ever shared after `own`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for SharedBox {
+    fn drop(&mut self) {
+        // SAFETY: the port is gone, and with it all that used this: `close` took the pointer out
+        // of the ethdev and freed the queues.
+        unsafe { malloc::free(self.0) };
+    }
+}
+
+const HOST_TSO: u64 = 1 << 11 | 1 << 12;
+
+/// In `Shared::flags`: not `legacy-ol-flags`.
+const COMPLIANT_OL_FLAGS: u64 = 1 << 8;
+/// In `Shared::flags`: vrings are counted; always so.
+const STATS_ENABLE: u64 = 1 << 9;
+
+/// The switches in the C library's numbering (`RTE_VHOST_USER_*`), for the dump.
+fn register_flags(config: &PortConfig) -> u64 {
+    [
+        (config.client, 1 << 0),
+        (config.iommu_support, 1 << 3),
+        (config.postcopy_support, 1 << 4),
+        (config.ext_buffer, 1 << 5),
+        (config.linear_buffer, 1 << 6),
+        (!config.legacy_ol_flags, COMPLIANT_OL_FLAGS),
+    ]
+    .into_iter()
+    .filter(|(on, _)| *on)
+    .fold(STATS_ENABLE, |flags, (_, bit)| flags | bit)
+}
+
+impl Shared {
+    /// The path of the socket.
+    pub(super) fn iface(&self) -> String {
+        let len = self
+            .iface
+            .iter()
+            .position(|&byte| byte == 0)
+            .unwrap_or_default();
+        String::from_utf8_lossy(self.iface.get(..len).unwrap_or_default()).into_owned()
+    }
+
+    /// Whether checksum offloads are promised to the application.
+    pub(super) fn checksums(&self) -> bool {
+        self.flags & COMPLIANT_OL_FLAGS != 0
+    }
+
+    /// What a dump of the port shows: the names and the order of the C driver.
+    pub(super) fn dump(&self) -> String {
+        let on = |flag: &AtomicBool| u8::from(flag.load(Ordering::Relaxed));
+        format!(
+            "iface_name: {}\nflags: {:#x}\ndisable_flags: {:#x}\nfeatures: {:#x}\n\
+             max_queues: {}\nvid: {}\nstarted: {}\ndev_attached: {}\nvlan_strip: {}\n\
+             rx_sw_csum: 0\ntx_sw_csum: 0\n",
+            self.iface(),
+            self.flags,
+            self.disabled,
+            self.features.load(Ordering::Relaxed),
+            self.queues,
+            self.vid.load(Ordering::Relaxed),
+            on(&self.started),
+            on(&self.attached),
+            on(&self.vlan_strip),
+        )
+    }
+}
+
+/// Gives the data of `port` to it, which then lives until [`disown`].
+pub(super) fn own(port: Arc<Port>) {
+    let shared = port.shared.as_ptr();
+    let port = Arc::into_raw(port);
+    // SAFETY: the port's own data, which no other process and no other thread has yet.
+    unsafe { (*shared).port = port };
+}
+
+/// The data of a port; `None` when it is closed.
+///
+/// # Safety
+///
+/// Called in an operation of the port, and not kept beyond it.
+pub(super) unsafe fn shared_of<'op>(dev: EthDev) -> Option<&'op Shared> {
+    // SAFETY: null, or what `probe` stored there, until `close` takes it out (caller).
+    unsafe { dev.private().cast::<Shared>().as_ref() }
+}
+
+/// The port behind `dev`, in the process that made it.
+///
+/// # Safety
+///
+/// As for [`shared_of`].
+pub(super) unsafe fn port_of(dev: EthDev) -> Result<Arc<Port>, PortError> {
+    // SAFETY: see above.
+    let shared = unsafe { shared_of(dev) }.ok_or(PortError::Closed)?;
+    if !eal::is_primary() || shared.port.is_null() {
+        return Err(PortError::Secondary);
+    }
+    // SAFETY: `own` leaked one count of this `Arc`, and `disown` takes it only after `dev` forgot
+    // the port.
+    unsafe { Arc::increment_strong_count(shared.port) };
+    // SAFETY: the count from the line above.
+    Ok(unsafe { Arc::from_raw(shared.port) })
+}
+
+/// Undoes [`own`]: the ethdev forgets its data, and the last user of the port frees it.
+///
+/// # Safety
+///
+/// Called once, in `close` of the port.
+pub(super) unsafe fn disown(dev: EthDev, port: &Arc<Port>) {
+    // SAFETY: in `close`, in the primary (caller).
+    unsafe { dev.take_private() };
+    // SAFETY: the count that `own` leaked; this runs once (caller).
+    unsafe { Arc::decrement_strong_count(Arc::as_ptr(port)) };
+}
+
+/// An rx queue.
+#[repr(C, align(64))]
+pub(super) struct RxQueue {
+    vring: NonNull<RxVring>,
+    shared: NonNull<Shared>,
+    pool: Mempool,
+    template: RxTemplate,
+    headroom: u16,
+    room: u16,
+    pub(super) index: u16,
+    /// From the port's configuration, at its last start.
+    pub(super) strip_vlan: AtomicBool,
+    pub(super) stats: QueueStats,
+}
+
+/// A tx queue.
+#[repr(C, align(64))]
+pub(super) struct TxQueue {
+    vring: NonNull<TxVring>,
+    pub(super) stats: QueueStats,
+}
+
+impl RxQueue {
+    /// An rx queue of `port` that takes its packets from `pool`.
+    pub(super) fn create(
+        port: &Port,
+        index: u16,
+        socket: c_int,
+        pool: Mempool,
+    ) -> Result<NonNull<Self>, PortError> {
+        let vring = port
+            .rx
+            .get(usize::from(index))
+            .ok_or(PortError::NoQueue(index))?;
+        // SAFETY: ethdev checked that the pool is one of pktmbufs (rte_eth_rx_queue_setup).
+        let data_room = unsafe { pool.data_room() };
+        let headroom = RTE_PKTMBUF_HEADROOM.min(data_room);
+        let room = data_room.saturating_sub(headroom);
+        if room < LEAST_ROOM {
+            return Err(PortError::SmallMbufs {
+                room,
+                least: LEAST_ROOM,
+            });
+        }
+        let memory = malloc::zeroed::<Self>(c"net_vhost rxq", socket).ok_or(PortError::NoMemory)?;
+        let queue = Self {
+            vring: NonNull::from(vring),
+            shared: port.shared_ptr(),
+            pool,
+            // SAFETY: as above, a pool of pktmbufs.
+            template: unsafe { RxTemplate::new(pool, port.dev().port_id()) },
+            headroom,
+            room,
+            index,
+            strip_vlan: AtomicBool::new(false),
+            stats: QueueStats::default(),
+        };
+        // SAFETY: fresh memory of that size and alignment.
+        unsafe { memory.write(queue) };
+        Ok(memory)
+    }
+
+    /// The rx queue behind a pointer of ethdev's.
+    ///
+    /// # Safety
+    ///
+    /// Null, or what [`create`](Self::create) made and nobody freed as long as the result is used.
+    #[inline(always)]
+    pub(super) unsafe fn from_ptr<'q>(queue: *mut core::ffi::c_void) -> Option<&'q Self> {
+        // SAFETY: see above; only ever shared.
+        unsafe { queue.cast::<Self>().as_ref() }
+    }
+
+    /// The vring behind this queue.
+    #[inline(always)]
+    pub(super) fn vring(&self) -> &RxVring {
+        // SAFETY: part of the port, which frees its queues before itself (`close`).
+        unsafe { self.vring.as_ref() }
+    }
+
+    /// The port's data.
+    #[inline(always)]
+    pub(super) fn shared(&self) -> &Shared {
+        // SAFETY: as for `vring`.
+        unsafe { self.shared.as_ref() }
+    }
+
+    /// The pool, for one burst on the calling lcore.
+    #[inline(always)]
+    pub(super) fn pool(&self) -> RxPool {
+        RxPool::new(self.pool, self.template, self.headroom, self.room)
+    }
+
+    /// Receives packets into `out`; the number of places that were filled.
+    ///
+    /// # Safety
+    ///
+    /// One thread at a time polls a queue, as ethdev demands.
+    #[inline(always)]
+    pub(super) unsafe fn receive(&self, out: &mut [Slot]) -> usize {
+        let vring = self.vring();
+        // SAFETY: one thread at a time (caller).
+        let received = unsafe {
+            vring.gate.enter(|running| {
+                let rarp = self.shared().rarp.is_some();
+                if running.virtqueue.ring.available() == 0 && !rarp {
+                    return 0;
+                }
+                let mut pool = self.pool();
+                let injected = if rarp {
+                    super::burst::inject(self, &mut pool, out)
+                } else {
+                    0
+                };
+                let rest = out.get_mut(injected..).unwrap_or_default();
+                let received = (running.burst)(
+                    &mut running.virtqueue,
+                    &mut pool,
+                    rest,
+                    &self.stats.counters,
+                );
+                vring.publish_next(running.virtqueue.ring.next_available());
+                injected + received
+            })
+        };
+        received.unwrap_or(0)
+    }
+}
+
+impl TxQueue {
+    /// A tx queue of `port`.
+    pub(super) fn create(
+        port: &Port,
+        index: u16,
+        socket: c_int,
+    ) -> Result<NonNull<Self>, PortError> {
+        let vring = port
+            .tx
+            .get(usize::from(index))
+            .ok_or(PortError::NoQueue(index))?;
+        let memory = malloc::zeroed::<Self>(c"net_vhost txq", socket).ok_or(PortError::NoMemory)?;
+        let queue = Self {
+            vring: NonNull::from(vring),
+            stats: QueueStats::default(),
+        };
+        // SAFETY: fresh memory of that size and alignment.
+        unsafe { memory.write(queue) };
+        Ok(memory)
+    }
+
+    /// The tx queue behind a pointer of ethdev's.
+    ///
+    /// # Safety
+    ///
+    /// As for [`RxQueue::from_ptr`].
+    #[inline(always)]
+    pub(super) unsafe fn from_ptr<'q>(queue: *mut core::ffi::c_void) -> Option<&'q Self> {
+        // SAFETY: see above; only ever shared.
+        unsafe { queue.cast::<Self>().as_ref() }
+    }
+
+    /// Sends `packets`; how many were taken. A closed gate counts nothing, not even as missed.
+    ///
+    /// # Safety
+    ///
+    /// One thread at a time sends on a queue, as ethdev demands.
+    #[inline(always)]
+    pub(super) unsafe fn send(&self, packets: &[Slot]) -> usize {
+        // SAFETY: part of the port, which frees its queues before itself (`close`).
+        let vring = unsafe { self.vring.as_ref() };
+        // SAFETY: one thread at a time (caller).
+        let sent = unsafe {
+            vring.gate.enter(|running| {
+                let counters = &self.stats.counters;
+                (running.burst)(&mut running.virtqueue, &mut TxRelease, packets, counters)
+            })
+        };
+        let Some(sent) = sent else { return 0 };
+        let missed = packets.len() - sent;
+        if missed != 0 {
+            super::stats::add(&self.stats.counters.missed, missed as u64);
+        }
+        sent
+    }
+}

@@ -1,0 +1,148 @@
+//! One connection: reads messages, has them served, answers.
+//!
+//! Its thread may block on a frontend that is slow, silent or does not read: shutdown(2) of the
+//! socket wakes it.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost::vhost_user::BackendReqHandler;
+
+use super::bell::Bell;
+use super::device::{Device, Place};
+use super::error::RequestError;
+use super::messages::{self, Outcome, Run};
+use super::say;
+use super::wire::{self, Message, ReadError};
+
+/// The `vhost` crate's request handler, behind a socket pair.
+///
+/// The crate reads messages itself, but takes no payload that comes in pieces, gives up on
+/// anything unknown before it is read to its end, and acknowledges only what it served and only
+/// after `REPLY_ACK`. So it gets whole messages that need no acknowledgement.
+struct CrateHandler {
+    ours: UnixStream,
+    handler: BackendReqHandler<Mutex<Device>>,
+}
+
+impl CrateHandler {
+    fn new(device: &Arc<Mutex<Device>>) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        Ok(Self {
+            ours,
+            handler: BackendReqHandler::from_stream(theirs, Arc::clone(device)),
+        })
+    }
+
+    fn serve(&mut self, message: Message) -> Outcome {
+        message.forward(&self.ours)?;
+        self.handler
+            .handle_request()
+            .map_err(RequestError::Protocol)?;
+        Ok(wire::waiting_reply(&self.ours)?)
+    }
+}
+
+/// A connection and its device.
+pub(super) struct Connection {
+    iface: String,
+    socket: Arc<UnixStream>,
+    bell: Arc<Bell>,
+    device: Arc<Mutex<Device>>,
+    crate_handler: CrateHandler,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The frontend left, or was cut off.
+    Read(ReadError),
+    /// It cannot go on after this.
+    Failed,
+    /// The system refused.
+    System(io::Error),
+}
+
+impl Connection {
+    pub(super) fn new(socket: Arc<UnixStream>, place: Place) -> io::Result<Self> {
+        let (iface, bell) = (place.config.iface.clone(), Arc::clone(&place.bell));
+        let device = Arc::new(Mutex::new(Device::new(place)));
+        Ok(Self {
+            iface,
+            socket,
+            bell,
+            crate_handler: CrateHandler::new(&device)?,
+            device,
+        })
+    }
+
+    /// The device, for the length of one message. Only this connection's thread asks for it, and it
+    /// is no lock that an event of the port could need.
+    fn device(&self) -> MutexGuard<'_, Device> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves the frontend until it leaves.
+    pub(super) fn run(mut self) {
+        let end = loop {
+            match self.step() {
+                Ok(()) => (),
+                Err(end) => break end,
+            }
+        };
+        self.device().disconnect();
+        // The frontend's end of file says that nothing of its memory is in use any more.
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        match end {
+            End::Read(ReadError::Closed) => say!(Info, self.iface, "connection closed"),
+            End::Read(error) => say!(Warn, self.iface, "connection ends: {error}"),
+            End::System(error) => say!(Warn, self.iface, "connection ends: {error}"),
+            End::Failed => say!(Warn, self.iface, "connection ends after a failed request"),
+        }
+    }
+
+    /// Waits for a message, or for the turn.
+    fn step(&mut self) -> Result<(), End> {
+        let readable = self.bell.wait(Some(self.socket.as_fd()), None);
+        if !readable.map_err(End::System)? {
+            self.device().settle();
+            return Ok(());
+        }
+        let message = Message::read(&self.socket).map_err(End::Read)?;
+        say!(Debug, self.iface, "{message}");
+        let (request, need_reply) = (message.request, message.need_reply);
+        let answer = match self.serve(message) {
+            Ok(Some(body)) => Some(body),
+            Ok(None) => need_reply.then(|| 0_u64.to_ne_bytes().to_vec()),
+            Err(error) => {
+                say!(Error, self.iface, "{}: {error}", messages::name(request));
+                if error.ends_connection() || !need_reply {
+                    return Err(End::Failed);
+                }
+                Some(1_u64.to_ne_bytes().to_vec())
+            }
+        };
+        if let Some(body) = answer {
+            wire::reply(&self.socket, request, &body).map_err(End::System)?;
+        }
+        self.device().settle();
+        Ok(())
+    }
+
+    fn serve(&mut self, mut message: Message) -> Outcome {
+        match messages::check(&message)? {
+            Run::Own(serve) => {
+                let files = std::mem::take(&mut message.files);
+                serve(&mut self.device(), &message.body, files)
+            }
+            Run::Crate => {
+                let outcome = self.crate_handler.serve(message);
+                let failure = self.device().failure.take();
+                outcome.map_err(|error| failure.unwrap_or(error))
+            }
+            Run::Refused => Err(RequestError::Unsupported),
+        }
+    }
+}

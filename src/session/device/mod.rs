@@ -1,0 +1,379 @@
+//! The device of one connection: what the frontend set up, and what the port was told of it.
+//!
+//! A message changes the setup, and takes what it touches away from the port before it is
+//! answered. [`Device::settle`] then, after the answer, hands over what has become ready and raises
+//! the events.
+#![forbid(unsafe_code)]
+
+mod regions;
+mod requests;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::bell::Bell;
+use super::error::RequestError;
+use super::features::VHOST_USER_PROTOCOL_F_STATUS;
+use super::say;
+use super::turn::{Turn, Vid};
+use super::vring::{SetupError, VringSetup};
+use super::{DeviceInfo, SessionConfig, SessionEvents};
+use crate::memory::MemoryTable;
+use crate::virtqueue::Virtqueue;
+
+/// The most vrings of a device.
+const MAX_VRINGS: u32 = 256;
+
+const STATUS_DRIVER_OK: u8 = 4;
+
+/// What a device has from its port.
+pub(super) struct Place {
+    pub(super) config: Arc<SessionConfig>,
+    pub(super) events: Arc<dyn SessionEvents>,
+    pub(super) turn: Arc<Turn>,
+    /// Rings when the turn is free again.
+    pub(super) bell: Arc<Bell>,
+    /// The port is closing: no more events.
+    pub(super) ending: Arc<AtomicBool>,
+    pub(super) vid: Vid,
+}
+
+/// What the application knows of a vring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    NotReady,
+    Ready,
+    /// It was told, and forgot it when the link went down.
+    Forgotten,
+}
+
+struct Vring {
+    setup: VringSetup,
+    /// The port has the virtqueue, or `spare` has.
+    running: bool,
+    /// A virtqueue for which the port has no queue.
+    spare: Option<Virtqueue>,
+    told: Told,
+    /// The port knows the kick eventfd.
+    kick_told: bool,
+    /// The setup does not make a virtqueue, and was not changed since.
+    rejected: bool,
+}
+
+/// The device of one connection.
+pub(super) struct Device {
+    place: Place,
+    features: u64,
+    /// The last `SET_FEATURES` was refused.
+    features_refused: bool,
+    protocol_features: u64,
+    status: u8,
+    mtu: Option<u16>,
+    memory: Option<Arc<MemoryTable>>,
+    /// For requests to the frontend. It takes an end of file for the end of the device.
+    channel: Option<OwnedFd>,
+    vrings: Vec<Vring>,
+    /// The link is up.
+    up: bool,
+    /// To be sent when the link is up.
+    rarp: Option<[u8; 6]>,
+    /// Waiting for the turn was logged.
+    waits: bool,
+    /// More vrings than queues was logged.
+    surplus: bool,
+    /// Why the request at hand failed, in more words than the `vhost` crate can carry.
+    pub(super) failure: Option<RequestError>,
+}
+
+impl Device {
+    pub(super) fn new(place: Place) -> Self {
+        Self {
+            place,
+            features: 0,
+            features_refused: false,
+            protocol_features: 0,
+            status: 0,
+            mtu: None,
+            memory: None,
+            channel: None,
+            vrings: Vec::new(),
+            up: false,
+            rarp: None,
+            waits: false,
+            surplus: false,
+            failure: None,
+        }
+    }
+
+    fn iface(&self) -> &str {
+        &self.place.config.iface
+    }
+
+    /// Vring `index`; those below it come into being with it.
+    fn vring(&mut self, index: u32) -> Result<(u16, &mut Vring), RequestError> {
+        let beyond = RequestError::VringIndex(index);
+        let nth = usize::try_from(index).ok().filter(|_| index < MAX_VRINGS);
+        let (Some(nth), Ok(short)) = (nth, u16::try_from(index)) else {
+            return Err(beyond);
+        };
+        while self.vrings.len() <= nth {
+            self.vrings.push(Vring {
+                setup: VringSetup::new()?,
+                running: false,
+                spare: None,
+                told: Told::NotReady,
+                kick_told: false,
+                rejected: false,
+            });
+        }
+        let vring = self.vrings.get_mut(nth).ok_or(beyond)?;
+        vring.rejected = false;
+        Ok((short, vring))
+    }
+
+    /// The indices of all vrings for which `which` holds.
+    fn indices(&self, which: impl Fn(&Vring) -> bool) -> Vec<u16> {
+        let all = (0..).zip(&self.vrings);
+        all.filter(|(_, vring)| which(vring))
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    fn at(&mut self, index: u16) -> Option<&mut Vring> {
+        self.vrings.get_mut(usize::from(index))
+    }
+
+    /// Takes vring `index` away from the port. When this returns, nobody touches it, and its index
+    /// is in the setup.
+    fn pause(&mut self, index: u16) {
+        let events = Arc::clone(&self.place.events);
+        let Some(vring) = self.at(index).filter(|vring| vring.running) else {
+            return;
+        };
+        vring.running = false;
+        if let Some(virtqueue) = vring.spare.take().or_else(|| events.take(index)) {
+            vring.setup.set_base(virtqueue.stop());
+        }
+    }
+
+    /// Hands vring `index` to the port if it is complete and it is our turn.
+    fn start(&mut self, index: u16) {
+        let (features, memory) = (self.features, self.memory.clone());
+        let Some(vring) = self.at(index) else { return };
+        if vring.running || vring.rejected || !vring.setup.complete() {
+            return;
+        }
+        let virtqueue = match vring.setup.activate(memory.as_ref(), features) {
+            Ok(virtqueue) => virtqueue,
+            Err(error) => {
+                vring.rejected = true;
+                match error {
+                    // Messages that make it whole may be under way.
+                    SetupError::NoSize | SetupError::NoAddresses => {
+                        say!(Debug, self.iface(), "vring {index}: {error}");
+                    }
+                    _ => say!(Warn, self.iface(), "vring {index} not ready: {error}"),
+                }
+                return;
+            }
+        };
+        if !self.take_turn() {
+            return;
+        }
+        if let Some(found) = virtqueue.ring.resumed() {
+            say!(
+                Warn,
+                self.iface(),
+                "vring {index}: goes on at {found}, where its used ring ends, not at the base"
+            );
+        }
+        let place = &self.place;
+        let spare = place.events.give(index, virtqueue);
+        if spare.is_some() && !std::mem::replace(&mut self.surplus, true) {
+            let served = place.config.vrings;
+            say!(
+                Warn,
+                place.config.iface,
+                "vring {index} is ready, but nobody polls it: the port serves {served} vrings"
+            );
+        }
+        let events = Arc::clone(&place.events);
+        let Some(vring) = self.at(index) else { return };
+        vring.running = true;
+        vring.spare = spare;
+        if !vring.kick_told && vring.setup.kick().is_some() {
+            vring.kick_told = true;
+            events.kick_changed(index, vring.setup.kick());
+        }
+    }
+
+    fn take_turn(&mut self) -> bool {
+        let place = &self.place;
+        let ours = place.turn.take(place.vid.get(), &place.bell);
+        if !ours && !self.waits {
+            say!(
+                Info,
+                self.iface(),
+                "connection {} waits: another frontend is served",
+                self.place.vid.get()
+            );
+        }
+        self.waits = !ours;
+        ours
+    }
+
+    /// Runs `change` while no vring is with the port; afterwards those that were and still can be
+    /// are there again, at the index where they were.
+    fn while_paused<T>(&mut self, change: impl FnOnce(&mut Self) -> T) -> T {
+        let running = self.indices(|vring| vring.running);
+        for &index in &running {
+            self.pause(index);
+        }
+        let result = change(self);
+        for vring in &mut self.vrings {
+            vring.rejected = false;
+        }
+        for index in running {
+            self.start(index);
+            if let Some(vring) = self.at(index).filter(|vring| vring.running) {
+                vring.setup.wake();
+            }
+        }
+        result
+    }
+
+    /// The kick eventfd of vring `index` is about to be closed.
+    fn forget_kick(&mut self, index: u16) {
+        let events = Arc::clone(&self.place.events);
+        if let Some(vring) = self.at(index).filter(|vring| vring.kick_told) {
+            vring.kick_told = false;
+            events.kick_changed(index, None);
+        }
+    }
+
+    /// Tells the application that vring `index` is not ready, if it believes otherwise.
+    fn tell_not_ready(&mut self, index: u16) {
+        let events = Arc::clone(&self.place.events);
+        let Some(vring) = self.at(index) else { return };
+        let told = std::mem::replace(&mut vring.told, Told::NotReady);
+        if told == Told::Ready {
+            events.queue_state(index, false);
+        }
+    }
+
+    fn tell_ready(&mut self, index: u16) {
+        let events = Arc::clone(&self.place.events);
+        if let Some(vring) = self.at(index) {
+            vring.told = Told::Ready;
+            events.queue_state(index, true);
+        }
+    }
+
+    fn link_down(&mut self) {
+        if !std::mem::replace(&mut self.up, false) {
+            return;
+        }
+        say!(Info, self.iface(), "device stops");
+        self.place.events.link_down();
+        for vring in &mut self.vrings {
+            if vring.told == Told::Ready {
+                vring.told = Told::Forgotten;
+            }
+        }
+    }
+
+    fn is(&self, index: u16, which: impl Fn(&Vring) -> bool) -> bool {
+        self.vrings.get(usize::from(index)).is_some_and(which)
+    }
+
+    /// Whether the first queue pair runs and the driver has said that it is ready.
+    fn ready(&self) -> bool {
+        let status = self.protocol_features & VHOST_USER_PROTOCOL_F_STATUS != 0;
+        self.is(0, |vring| vring.running)
+            && self.is(1, |vring| vring.running)
+            && (!status || self.status & STATUS_DRIVER_OK != 0)
+    }
+
+    fn ending(&self) -> bool {
+        self.place.ending.load(Ordering::Acquire)
+    }
+
+    /// After each message, and when the turn may be free: hands over what has become ready, and
+    /// raises the events. Any of these may close the port.
+    pub(super) fn settle(&mut self) {
+        let end = u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        for index in 0..end {
+            if self.ending() {
+                return;
+            }
+            self.start(index);
+            if self.is(index, |vring| vring.running) {
+                let told = self.at(index).map(|vring| vring.told);
+                if told == Some(Told::NotReady) || told == Some(Told::Forgotten) && self.up {
+                    self.tell_ready(index);
+                }
+            } else {
+                self.tell_not_ready(index);
+            }
+            if index == 1 && !self.up && self.ready() && !self.ending() {
+                self.link_up();
+            }
+        }
+        let rarp = self.rarp.filter(|_| self.up && !self.ending());
+        if let Some(mac) = rarp {
+            self.rarp = None;
+            self.place.events.send_rarp(mac);
+        }
+        if !self.up && !self.vrings.iter().any(|vring| vring.running) {
+            let waits = self.waits && self.vrings.iter().any(|vring| vring.setup.complete());
+            if !waits {
+                self.waits = false;
+                self.place.turn.leave(self.place.vid.get());
+            }
+        }
+    }
+
+    fn link_up(&mut self) {
+        for index in [0, 1] {
+            if self.is(index, |vring| vring.told == Told::Forgotten) {
+                self.tell_ready(index);
+            }
+        }
+        let device = DeviceInfo {
+            vid: self.place.vid.get(),
+            features: self.features,
+            mtu: self.mtu,
+        };
+        say!(
+            Info,
+            self.iface(),
+            "device {} is ready, features {:#x}",
+            device.vid,
+            device.features
+        );
+        self.up = true;
+        self.place.events.link_up(&device);
+    }
+
+    /// The connection is over: gives everything up.
+    pub(super) fn disconnect(&mut self) {
+        self.link_down();
+        for index in self.indices(|_| true) {
+            self.pause(index);
+            self.forget_kick(index);
+            // Without a link there was no other event that could tell.
+            self.tell_not_ready(index);
+        }
+        self.vrings.clear();
+        self.memory = None;
+        self.channel = None;
+        self.place.turn.leave(self.place.vid.get());
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.disconnect();
+    }
+}

@@ -1,0 +1,428 @@
+//! The socket of a port, and the threads that serve it.
+//!
+//! One thread per port listens, or connects and reconnects; each connection has a thread of its
+//! own. [`Endpoint::stop`] ends them all.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use super::bell::Bell;
+use super::connection::Connection;
+use super::device::Place;
+use super::say;
+use super::socket::{self, Claim, Listening};
+use super::spawn::{Join, Spawn};
+use super::turn::{Turn, Vid};
+use super::{SessionConfig, SessionEvents};
+
+/// Why a port has no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// Nothing to listen at.
+    #[error("iface= is empty, or not a path")]
+    NoPath,
+    /// A socket address has no room for it.
+    #[error("iface={path}: {length} bytes, at most 107")]
+    TooLong {
+        /// The path.
+        path: String,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// Its directory is not there.
+    #[error("iface={path}: there is no directory {directory}")]
+    NoDirectory {
+        /// The path.
+        path: String,
+        /// What is missing.
+        directory: String,
+    },
+    /// A port of this process has it.
+    #[error("iface={0}: another port of this process uses it")]
+    OtherPort(String),
+    /// Another process has it.
+    #[error("iface={0}: another process listens there")]
+    InUse(String),
+    /// A file that is not ours.
+    #[error("iface={0}: a file that is no socket is in the way; it was left alone")]
+    NotASocket(String),
+    /// The system refused.
+    #[error("iface={path}: {source}")]
+    Socket {
+        /// The path.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No thread, or no descriptor for it.
+    #[error("iface={path}: no thread: {source}")]
+    Thread {
+        /// The path.
+        path: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl EndpointError {
+    /// The number for the application, positive.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NoPath => libc::EINVAL,
+            Self::TooLong { .. } => libc::ENAMETOOLONG,
+            Self::NoDirectory { .. } => libc::ENOENT,
+            Self::OtherPort(_) | Self::InUse(_) | Self::NotASocket(_) => libc::EADDRINUSE,
+            Self::Socket { source, .. } | Self::Thread { source, .. } => {
+                source.raw_os_error().unwrap_or(libc::EIO)
+            }
+        }
+    }
+}
+
+/// A connection as the port's thread sees it.
+struct Peer {
+    /// Unlike the vid, never given again.
+    serial: u64,
+    socket: Arc<UnixStream>,
+    /// Known once the thread runs.
+    thread: Option<ThreadId>,
+    join: Option<Box<dyn Join>>,
+    over: bool,
+}
+
+/// What all threads of a port share.
+struct Shared {
+    config: Arc<SessionConfig>,
+    events: Arc<dyn SessionEvents>,
+    spawn: Arc<dyn Spawn>,
+    turn: Arc<Turn>,
+    /// Wakes the port's thread: the end, or that of a connection.
+    bell: Bell,
+    ending: Arc<AtomicBool>,
+    peers: Mutex<Vec<Peer>>,
+    serials: AtomicU64,
+}
+
+/// The socket of a port and all its connections.
+pub struct Endpoint {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<Box<dyn Join>>>,
+}
+
+/// Notes the end of a connection's thread, however it comes about.
+struct Leaving {
+    shared: Arc<Shared>,
+    serial: u64,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        for peer in self.shared.peers().iter_mut() {
+            peer.over |= peer.serial == self.serial;
+        }
+        self.shared.bell.ring();
+    }
+}
+
+impl Shared {
+    fn peers(&self) -> MutexGuard<'_, Vec<Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn iface(&self) -> &str {
+        &self.config.iface
+    }
+
+    fn ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire)
+    }
+
+    /// Gives `socket` a thread and a device.
+    fn adopt(self: &Arc<Self>, socket: UnixStream) -> io::Result<()> {
+        let vid = Vid::take().ok_or_else(|| io::Error::other("1024 connections, no more"))?;
+        let number = vid.get();
+        let socket = Arc::new(socket);
+        let place = Place {
+            config: Arc::clone(&self.config),
+            events: Arc::clone(&self.events),
+            turn: Arc::clone(&self.turn),
+            bell: Arc::new(Bell::new()?),
+            ending: Arc::clone(&self.ending),
+            vid,
+        };
+        let connection = Connection::new(Arc::clone(&socket), place)?;
+        // The new thread waits here until it is entered, and `stop` sees either no thread or one
+        // with a socket.
+        let mut peers = self.peers();
+        if self.ending() {
+            return Ok(());
+        }
+        let serial = self.serials.fetch_add(1, Ordering::Relaxed);
+        peers.push(Peer {
+            serial,
+            socket,
+            thread: None,
+            join: None,
+            over: false,
+        });
+        let shared = Arc::clone(self);
+        let work = move || {
+            let leaving = Leaving { shared, serial };
+            for peer in leaving.shared.peers().iter_mut() {
+                if peer.serial == serial {
+                    peer.thread = Some(thread::current().id());
+                }
+            }
+            connection.run();
+        };
+        say!(Info, self.iface(), "new connection, handle {number}");
+        let spawned = self
+            .spawn
+            .spawn(&format!("vhost-conn-{number}"), Box::new(work));
+        match spawned {
+            Ok(join) => {
+                if let Some(peer) = peers.last_mut() {
+                    peer.join = Some(join);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                peers.pop();
+                Err(error)
+            }
+        }
+    }
+
+    /// Forgets connections that are over; how many are left.
+    fn reap(&self) -> usize {
+        let mut over = Vec::new();
+        let left = {
+            let mut peers = self.peers();
+            over.extend(peers.extract_if(.., |peer| peer.over));
+            peers.len()
+        };
+        // The threads have nothing left to do.
+        for join in over.into_iter().filter_map(|peer| peer.join) {
+            join.join();
+        }
+        left
+    }
+
+    /// The thread of a port that listens.
+    fn listen(self: &Arc<Self>, listening: &Listening) {
+        let mut pause = None;
+        while !self.ending() {
+            let listener = pause.is_none().then(|| listening.listener().as_fd());
+            if let Err(error) = self.bell.wait(listener, pause) {
+                say!(Error, self.iface(), "poll: {error}");
+                return;
+            }
+            self.reap();
+            match self.accept(listening) {
+                Ok(()) => pause = None,
+                Err(error) => {
+                    // Out of descriptors, say. The connection keeps waiting, and so do we.
+                    if pause.is_none() {
+                        say!(Error, self.iface(), "no connection accepted: {error}");
+                    }
+                    pause = Some(Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    /// Accepts all that wait.
+    fn accept(self: &Arc<Self>, listening: &Listening) -> io::Result<()> {
+        while !self.ending() {
+            match listening.listener().accept() {
+                Ok((socket, _)) => self.adopt(socket)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                // The other side did not wait.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => (),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The thread of a port that connects.
+    fn connect(self: &Arc<Self>, mut socket: Option<UnixStream>) {
+        let mut backoff = Backoff::default();
+        let mut silent = false;
+        while !self.ending() {
+            let begin = Instant::now();
+            let adopted = match socket.take() {
+                Some(socket) => Ok(socket),
+                None => socket::connect(self.iface()),
+            };
+            match adopted.and_then(|socket| self.adopt(socket)) {
+                Ok(()) => {
+                    silent = false;
+                    while !self.ending() && self.reap() != 0 {
+                        if self.bell.wait(None, None).is_err() {
+                            return;
+                        }
+                    }
+                    backoff.lost(begin.elapsed());
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut silent, true) {
+                        say!(Info, self.iface(), "not connected yet: {error}; trying on");
+                    }
+                    backoff.failed();
+                }
+            }
+            if !self.ending() && !backoff.delay.is_zero() {
+                // Woken early only to end.
+                let _ = self.bell.wait(None, Some(backoff.delay));
+            }
+        }
+    }
+}
+
+/// How long to wait before the next attempt to connect.
+#[derive(Debug, Default)]
+struct Backoff {
+    delay: Duration,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(10);
+    const LAST: Duration = Duration::from_secs(1);
+    /// How long a connection lasts that was not refused.
+    const STEADY: Duration = Duration::from_millis(100);
+
+    fn failed(&mut self) {
+        self.delay = (self.delay * 2).clamp(Self::FIRST, Self::LAST);
+    }
+
+    /// A connection that lasted for `lived` is lost. The next attempt is made at once, unless the
+    /// other side hangs up again and again.
+    fn lost(&mut self, lived: Duration) {
+        if lived >= Self::STEADY {
+            self.delay = Duration::ZERO;
+        } else {
+            self.failed();
+        }
+    }
+}
+
+impl Endpoint {
+    /// Makes the socket appear and serves it on threads of its own until [`stop`](Self::stop).
+    ///
+    /// In client mode a frontend that is not there yet is no error; it is tried again.
+    ///
+    /// # Errors
+    ///
+    /// The path is not usable, or there is no thread.
+    pub fn start(
+        config: SessionConfig,
+        events: Arc<dyn SessionEvents>,
+        spawn: Arc<dyn Spawn>,
+    ) -> Result<Self, EndpointError> {
+        let path = config.iface.clone();
+        let no_thread = |source| EndpointError::Thread {
+            path: path.clone(),
+            source,
+        };
+        let claim = Claim::new(&path)?;
+        let client = config.client;
+        let shared = Arc::new(Shared {
+            config: Arc::new(config),
+            events,
+            spawn: Arc::clone(&spawn),
+            turn: Arc::default(),
+            bell: Bell::new().map_err(no_thread)?,
+            ending: Arc::default(),
+            peers: Mutex::default(),
+            serials: AtomicU64::new(0),
+        });
+        let serving = Arc::clone(&shared);
+        let work: Box<dyn FnOnce() + Send> = if client {
+            let first = socket::connect(&path).ok();
+            Box::new(move || {
+                let _claim = claim;
+                serving.connect(first);
+            })
+        } else {
+            let listening = Listening::new(&path, claim)?;
+            Box::new(move || serving.listen(&listening))
+        };
+        let thread = spawn.spawn("vhost-port", work).map_err(no_thread)?;
+        let mode = if client { "client" } else { "server" };
+        say!(Info, path, "socket is up, {mode} mode");
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Ends everything; when it returns, no further event is raised and the path is free.
+    ///
+    /// Called from within an event it cannot wait for the thread that raises it: that one goes on
+    /// when the event returns, takes back what was given, raises `link_down` if the link was up, and
+    /// ends.
+    pub fn stop(&self) {
+        self.shared.ending.store(true, Ordering::Release);
+        for peer in self.shared.peers().iter() {
+            // Fails when the other side has gone.
+            let _ = peer.socket.shutdown(std::net::Shutdown::Both);
+        }
+        self.shared.bell.ring();
+        let thread = self.thread.lock();
+        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            thread.join();
+            say!(Info, self.shared.iface(), "socket is closed");
+        }
+        let peers = {
+            let mut peers = self.shared.peers();
+            let here = thread::current().id();
+            if peers.iter().any(|peer| peer.thread == Some(here)) {
+                return;
+            }
+            std::mem::take(&mut *peers)
+        };
+        for join in peers.into_iter().filter_map(|peer| peer.join) {
+            join.join();
+        }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_attempt_after_a_long_connection_is_immediate() {
+        let mut backoff = Backoff::default();
+        backoff.lost(Duration::from_secs(5));
+        assert_eq!(backoff.delay, Duration::ZERO);
+        backoff.failed();
+        assert_eq!(backoff.delay, Duration::from_millis(10));
+        backoff.failed();
+        assert_eq!(backoff.delay, Duration::from_millis(20));
+    }
+
+    #[test]
+    fn attempts_are_never_more_than_a_second_apart() {
+        let mut backoff = Backoff::default();
+        for _ in 0..20 {
+            backoff.failed();
+        }
+        assert_eq!(backoff.delay, Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,173 @@
+//! Feature bits: what is offered, and how they are called.
+#![forbid(unsafe_code)]
+
+macro_rules! bits {
+    ($(#[$about:meta])* $names:ident: $($(#[$doc:meta])* $name:ident = $bit:literal,)*) => {
+        $($(#[$doc])* pub const $name: u64 = 1 << $bit;)*
+        $(#[$about])*
+        const $names: &[(u64, &str)] = &[$(($name, stringify!($name)),)*];
+    };
+}
+
+bits! {
+    /// Virtio and vhost feature bits (VIRTIO 1.2, 5.1.3 and 6; vhost-user, "Feature bits").
+    NAMES:
+    /// The driver may leave checksums to the device.
+    VIRTIO_NET_F_CSUM = 0,
+    /// The driver takes packets with a partial checksum.
+    VIRTIO_NET_F_GUEST_CSUM = 1,
+    /// The device tells its MTU.
+    VIRTIO_NET_F_MTU = 3,
+    /// The driver takes and sends packets of any GSO kind (legacy).
+    VIRTIO_NET_F_GSO = 6,
+    /// The driver takes TSO over IPv4.
+    VIRTIO_NET_F_GUEST_TSO4 = 7,
+    /// The driver takes TSO over IPv6.
+    VIRTIO_NET_F_GUEST_TSO6 = 8,
+    /// The driver takes TSO with ECN.
+    VIRTIO_NET_F_GUEST_ECN = 9,
+    /// The driver takes UFO.
+    VIRTIO_NET_F_GUEST_UFO = 10,
+    /// The driver may send TSO over IPv4.
+    VIRTIO_NET_F_HOST_TSO4 = 11,
+    /// The driver may send TSO over IPv6.
+    VIRTIO_NET_F_HOST_TSO6 = 12,
+    /// The driver may send TSO with ECN.
+    VIRTIO_NET_F_HOST_ECN = 13,
+    /// The driver may send UFO.
+    VIRTIO_NET_F_HOST_UFO = 14,
+    /// The driver merges receive buffers.
+    VIRTIO_NET_F_MRG_RXBUF = 15,
+    /// There is a control queue; the frontend serves it.
+    VIRTIO_NET_F_CTRL_VQ = 17,
+    /// The control queue sets the receive mode.
+    VIRTIO_NET_F_CTRL_RX = 18,
+    /// The driver announces itself after a migration.
+    VIRTIO_NET_F_GUEST_ANNOUNCE = 21,
+    /// There is more than one queue pair.
+    VIRTIO_NET_F_MQ = 22,
+    /// Writes to guest memory are logged.
+    VHOST_F_LOG_ALL = 26,
+    /// Any layout of descriptors.
+    VIRTIO_F_ANY_LAYOUT = 27,
+    /// Indirect descriptors.
+    VIRTIO_RING_F_INDIRECT_DESC = 28,
+    /// Event indices.
+    VIRTIO_RING_F_EVENT_IDX = 29,
+    /// Protocol features can be negotiated.
+    VHOST_USER_F_PROTOCOL_FEATURES = 30,
+    /// VIRTIO 1.0 or later.
+    VIRTIO_F_VERSION_1 = 32,
+    /// The device goes through an IOMMU.
+    VIRTIO_F_IOMMU_PLATFORM = 33,
+    /// The packed ring.
+    VIRTIO_F_RING_PACKED = 34,
+    /// Buffers are used in the order in which they were made available.
+    VIRTIO_F_IN_ORDER = 35,
+}
+
+bits! {
+    /// Protocol feature bits (vhost-user, "Protocol features").
+    PROTOCOL_NAMES:
+    /// More than one queue pair.
+    VHOST_USER_PROTOCOL_F_MQ = 0,
+    /// The dirty log comes as a file.
+    VHOST_USER_PROTOCOL_F_LOG_SHMFD = 1,
+    /// `SEND_RARP`.
+    VHOST_USER_PROTOCOL_F_RARP = 2,
+    /// `NEED_REPLY` is answered.
+    VHOST_USER_PROTOCOL_F_REPLY_ACK = 3,
+    /// `NET_SET_MTU`.
+    VHOST_USER_PROTOCOL_F_NET_MTU = 4,
+    /// `SET_BACKEND_REQ_FD`.
+    VHOST_USER_PROTOCOL_F_BACKEND_REQ = 5,
+    /// Crypto sessions.
+    VHOST_USER_PROTOCOL_F_CRYPTO_SESSION = 7,
+    /// Postcopy migration.
+    VHOST_USER_PROTOCOL_F_PAGEFAULT = 8,
+    /// `GET_CONFIG`, `SET_CONFIG`.
+    VHOST_USER_PROTOCOL_F_CONFIG = 9,
+    /// The backend may send files.
+    VHOST_USER_PROTOCOL_F_BACKEND_SEND_FD = 10,
+    /// Doorbells mapped into the guest.
+    VHOST_USER_PROTOCOL_F_HOST_NOTIFIER = 11,
+    /// `GET_INFLIGHT_FD`, `SET_INFLIGHT_FD`.
+    VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD = 12,
+    /// `GET_MAX_MEM_SLOTS`, `ADD_MEM_REG`, `REM_MEM_REG`.
+    VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS = 15,
+    /// `GET_STATUS`, `SET_STATUS`.
+    VHOST_USER_PROTOCOL_F_STATUS = 16,
+}
+
+/// The virtio features that a port offers.
+pub fn offered() -> u64 {
+    VIRTIO_NET_F_MTU
+        | VIRTIO_NET_F_MRG_RXBUF
+        | VIRTIO_NET_F_CTRL_VQ
+        | VIRTIO_NET_F_CTRL_RX
+        | VIRTIO_NET_F_GUEST_ANNOUNCE
+        | VIRTIO_NET_F_MQ
+        | VIRTIO_F_ANY_LAYOUT
+        | VIRTIO_RING_F_INDIRECT_DESC
+        | VIRTIO_RING_F_EVENT_IDX
+        | VHOST_USER_F_PROTOCOL_FEATURES
+        | VIRTIO_F_VERSION_1
+        | VIRTIO_F_IN_ORDER
+}
+
+/// The protocol features that a port offers.
+pub fn offered_protocol() -> u64 {
+    VHOST_USER_PROTOCOL_F_MQ
+        | VHOST_USER_PROTOCOL_F_RARP
+        | VHOST_USER_PROTOCOL_F_REPLY_ACK
+        | VHOST_USER_PROTOCOL_F_NET_MTU
+        | VHOST_USER_PROTOCOL_F_BACKEND_REQ
+        | VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
+        | VHOST_USER_PROTOCOL_F_STATUS
+}
+
+/// The names of the bits in a word of virtio features, for a log line.
+pub fn names(word: u64) -> String {
+    spell(word, NAMES)
+}
+
+/// The names of the bits in a word of protocol features, for a log line.
+pub fn protocol_names(word: u64) -> String {
+    spell(word, PROTOCOL_NAMES)
+}
+
+/// Bits without a name come last, as a number.
+fn spell(word: u64, table: &[(u64, &str)]) -> String {
+    let mut words = Vec::new();
+    let mut rest = word;
+    for (bit, name) in table {
+        if word & bit != 0 {
+            words.push((*name).to_owned());
+            rest &= !bit;
+        }
+    }
+    if rest != 0 || words.is_empty() {
+        words.push(format!("{rest:#x}"));
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_bits_are_spelt_as_a_number() {
+        assert_eq!(
+            names(VIRTIO_NET_F_MQ | 1 << 60),
+            "VIRTIO_NET_F_MQ 0x1000000000000000"
+        );
+        assert_eq!(protocol_names(0), "0x0");
+    }
+
+    #[test]
+    fn bits_have_the_numbers_of_the_specification() {
+        assert_eq!(offered(), 0x9_7866_8008);
+        assert_eq!(offered_protocol(), 0x1_803d);
+    }
+}

@@ -1,0 +1,217 @@
+//! What the frontend said about a vring, and the check that makes a virtqueue of it.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use vhost_user_backend::{VringRwLock, VringT};
+use virtio_queue::QueueT;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::event::EventNotifier;
+
+use super::error::RequestError;
+use super::features::VIRTIO_RING_F_EVENT_IDX;
+use crate::memory::{AreaError, MemoryTable};
+use crate::virtqueue::{RingAreas, RingConfig, Virtqueue};
+
+/// The most descriptors of a ring.
+const MAX_SIZE: u16 = 32768;
+
+/// Why no virtqueue comes out.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// There is no memory yet.
+    #[error("ring enabled but no memory table; is guest memory shared (share=on)?")]
+    NoMemory,
+    /// `SET_VRING_NUM` has not come.
+    #[error("ring enabled but its size is not known")]
+    NoSize,
+    /// `SET_VRING_ADDR` has not come.
+    #[error("ring enabled but its addresses are not known")]
+    NoAddresses,
+    /// An area is not usable.
+    #[error("{0}")]
+    Area(#[from] AreaError),
+    /// The system refused.
+    #[error("call eventfd: {0}")]
+    Call(#[from] io::Error),
+}
+
+/// Where the driver's kicks come from.
+#[derive(Debug)]
+enum Kick {
+    /// `SET_VRING_KICK` has not come.
+    Unknown,
+    /// The frontend does not kick.
+    None,
+    File(File),
+}
+
+/// A vring as the frontend set it up.
+///
+/// Size, next index, call eventfd and the enabled flag are in the state object of the
+/// `vhost-user-backend` crate. Its addresses are guest-physical ones, while `SET_VRING_ADDR` tells
+/// the frontend's own, so these are kept here.
+pub struct VringSetup {
+    state: VringRwLock<Arc<GuestMemoryMmap<()>>>,
+    /// The state's size is the frontend's, not the largest.
+    sized: bool,
+    areas: Option<RingAreas>,
+    kick: Kick,
+    call_known: bool,
+}
+
+impl VringSetup {
+    /// A vring that the frontend has not mentioned yet.
+    pub(super) fn new() -> io::Result<Self> {
+        let state = VringRwLock::new(Arc::new(GuestMemoryMmap::new()), MAX_SIZE);
+        Ok(Self {
+            state: state.map_err(io::Error::other)?,
+            sized: false,
+            areas: None,
+            kick: Kick::Unknown,
+            call_known: false,
+        })
+    }
+
+    /// The number of descriptors; `None` before `SET_VRING_NUM`.
+    pub(super) fn size(&self) -> Option<u16> {
+        self.sized.then(|| self.state.get_ref().get_queue().size())
+    }
+
+    /// `SET_VRING_NUM`; whether the size is a possible one.
+    pub(super) fn set_size(&mut self, size: u32) -> bool {
+        let Ok(size) = u16::try_from(size) else {
+            return false;
+        };
+        let accepted = self
+            .state
+            .get_mut()
+            .get_queue_mut()
+            .try_set_size(size)
+            .is_ok();
+        self.sized |= accepted;
+        accepted
+    }
+
+    /// `SET_VRING_ADDR`.
+    pub(super) fn set_areas(&mut self, areas: RingAreas) {
+        self.areas = Some(areas);
+    }
+
+    /// Index at which the ring starts or goes on.
+    pub(super) fn base(&self) -> u16 {
+        self.state.queue_next_avail()
+    }
+
+    /// `SET_VRING_BASE`, or what a stopped virtqueue told.
+    pub(super) fn set_base(&mut self, base: u16) {
+        self.state.set_queue_next_avail(base);
+    }
+
+    /// Whether the frontend wants the ring to run.
+    pub(super) fn enabled(&self) -> bool {
+        self.state.get_ref().is_enabled()
+    }
+
+    /// `SET_VRING_ENABLE`.
+    pub(super) fn set_enabled(&mut self, enabled: bool) {
+        self.state.set_enabled(enabled);
+    }
+
+    /// `SET_VRING_KICK`; without a file the driver does not kick.
+    pub(super) fn set_kick(&mut self, kick: Option<File>) {
+        self.kick = kick.map_or(Kick::None, Kick::File);
+    }
+
+    /// The kick eventfd.
+    pub(super) fn kick(&self) -> Option<BorrowedFd<'_>> {
+        match &self.kick {
+            Kick::File(file) => Some(file.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// `SET_VRING_CALL`; without a file the driver polls.
+    pub(super) fn set_call(&mut self, call: Option<File>) {
+        self.state.set_call(call);
+        self.call_known = true;
+    }
+
+    /// Whether the frontend has said all that a ring needs to be tried.
+    pub(super) fn complete(&self) -> bool {
+        self.enabled() && self.call_known && !matches!(self.kick, Kick::Unknown)
+    }
+
+    /// Wakes both sides, so that neither sleeps over what happened while the ring was stopped.
+    pub(super) fn wake(&self) {
+        // A counter at its end is a wake-up that was not seen yet; other failures have no remedy.
+        let _ = self.state.signal_used_queue();
+        if let Kick::File(kick) = &self.kick {
+            let mut kick = kick;
+            let _ = kick.write(&1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Forgets what `GET_VRING_BASE` makes stale: addresses, kick and call. The ring stays enabled,
+    /// and keeps size and base.
+    pub(super) fn forget(&mut self) {
+        self.areas = None;
+        self.kick = Kick::Unknown;
+        self.state.set_call(None);
+        self.call_known = false;
+    }
+
+    /// Back to the beginning, but for the call eventfd (`RESET_OWNER`).
+    pub(super) fn reset(&mut self) {
+        self.areas = None;
+        self.kick = Kick::Unknown;
+        self.sized = false;
+        self.set_base(0);
+        self.set_enabled(false);
+    }
+
+    /// Checks what the frontend sent; the virtqueue that comes out can be polled.
+    ///
+    /// # Errors
+    ///
+    /// Something is missing, or an area is not inside one memory region.
+    pub fn activate(
+        &self,
+        memory: Option<&Arc<MemoryTable>>,
+        features: u64,
+    ) -> Result<Virtqueue, SetupError> {
+        let memory = memory.filter(|memory| !memory.regions().is_empty());
+        let memory = memory.ok_or(SetupError::NoMemory)?;
+        let config = RingConfig {
+            size: self.size().ok_or(SetupError::NoSize)?,
+            areas: self.areas.ok_or(SetupError::NoAddresses)?,
+            base: self.base(),
+            event_idx: features & VIRTIO_RING_F_EVENT_IDX != 0,
+        };
+        let state = self.state.get_ref();
+        let call = state.get_call().as_ref().map(EventNotifier::try_clone);
+        let call = call.transpose()?;
+        drop(state);
+        Ok(Virtqueue::map(config, memory, features, call)?)
+    }
+}
+
+/// The eventfd among `files`, made such that a write never waits; `None` when there is no file.
+///
+/// Anything else is refused: a pipe or a socket could block whoever writes to it, or raise a signal.
+pub(super) fn eventfd(index: u16, file: Option<File>) -> Result<Option<File>, RequestError> {
+    let Some(file) = file else { return Ok(None) };
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let found = std::fs::read_link(link)?;
+    if found.as_os_str() != "anon_inode:[eventfd]" {
+        let found = found.display().to_string();
+        return Err(RequestError::NotAnEventfd { index, found });
+    }
+    let flags = fcntl_getfl(&file).map_err(io::Error::from)?;
+    fcntl_setfl(&file, flags | OFlags::NONBLOCK).map_err(io::Error::from)?;
+    Ok(Some(file))
+}

@@ -1,0 +1,340 @@
+//! A Linux guest in QEMU without hardware virtualisation: Debian's kernel, a busybox, one NIC.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::lab::eventually;
+use super::{Lab, Outcome, Process};
+
+/// Emulated processors are slow, and the host may be busy.
+const BOOT: Duration = Duration::from_secs(120);
+
+/// In the order in which they must be inserted; the package has no list of dependencies.
+const MODULES: [&str; 8] = [
+    "virtio_ring",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
+
+/// The guest's first process. It serves commands from the second serial port, on which it says
+/// `READY` after each boot.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for module in $(cat /modules/order); do insmod "/modules/$module.ko"; done
+ip link set lo up
+stty -F /dev/ttyS1 raw -echo
+exec </dev/ttyS1 >/dev/ttyS1 2>&1
+echo READY
+while read -r line; do eval "$line"; done
+"#;
+
+/// A kernel and an initial file system.
+pub(crate) struct Image {
+    kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+/// Why there is no [`Image`]: the distribution cannot give one here, or something failed.
+pub(crate) enum NoImage {
+    /// A reason to skip.
+    Unavailable(String),
+    /// A reason to fail.
+    Failed(String),
+}
+
+impl Image {
+    /// Downloads the kernel's package, unless it lies in cargo's target folder, and packs the guest.
+    pub(crate) fn make(lab: &Lab) -> Result<Self, NoImage> {
+        let store = lab.target_folder().join("guest");
+        let package = kernel_package().map_err(NoImage::Unavailable)?;
+        let unpacked = store.join(&package);
+        if !unpacked.join("boot").is_dir() {
+            download(&store, &package, &unpacked).map_err(NoImage::Unavailable)?;
+        }
+        Self::pack(lab, &unpacked).map_err(NoImage::Failed)
+    }
+
+    fn pack(lab: &Lab, package: &Path) -> Result<Self, String> {
+        let find = |arguments: &[&str]| -> Result<PathBuf, String> {
+            let found = shell(&package.display().to_string(), "find", arguments)?;
+            let first = found
+                .lines()
+                .next()
+                .ok_or(format!("no {arguments:?} in the package"))?;
+            Ok(package.join(first))
+        };
+        let root = lab.path("root");
+        for folder in ["bin", "modules", "proc", "sys", "dev"] {
+            fs::create_dir_all(root.join(folder)).map_err(|error| format!("{folder}: {error}"))?;
+        }
+        let busybox = ["/usr/bin/busybox", "/bin/busybox"]
+            .iter()
+            .find(|path| Path::new(path).exists());
+        let busybox = busybox.ok_or("busybox is not installed")?;
+        let copy = |from: &Path, to: &str| {
+            let copied = fs::copy(from, root.join(to));
+            copied.map_err(|error| format!("{}: {error}", from.display()))
+        };
+        copy(Path::new(busybox), "bin/busybox")?;
+        for module in MODULES {
+            // Debian 12 does not compress them, later releases do.
+            let file = find(&[".", "-name", &format!("{module}.ko*")])?;
+            let name = file
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            copy(&file, &format!("modules/{name}"))?;
+            if name.ends_with(".xz") {
+                shell(
+                    &root.join("modules").display().to_string(),
+                    "xz",
+                    &["-d", &name],
+                )?;
+            }
+        }
+        let write = |name: &str, text: &str| {
+            fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"))
+        };
+        write("modules/order", &MODULES.join(" "))?;
+        write("init", INIT)?;
+        let root = root.display().to_string();
+        let pack = "chmod +x init && find . | cpio --quiet -o -H newc > ../initramfs";
+        shell(&root, "sh", &["-c", pack])?;
+        Ok(Self {
+            kernel: find(&["boot", "-name", "vmlinuz-*"])?,
+            initramfs: lab.path("initramfs"),
+        })
+    }
+}
+
+/// The name of the package with Debian's current kernel for virtual machines.
+fn kernel_package() -> Result<String, String> {
+    let depends = || shell("/", "apt-cache", &["depends", "linux-image-cloud-amd64"]);
+    let answer = depends().map_err(|_| "no Debian kernel package is known to apt here")?;
+    let mut names = answer
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
+    Ok(names
+        .next()
+        .ok_or("linux-image-cloud-amd64 depends on no kernel")?
+        .to_owned())
+}
+
+fn download(store: &Path, package: &str, unpacked: &Path) -> Result<(), String> {
+    fs::create_dir_all(store).map_err(|error| format!("{}: {error}", store.display()))?;
+    let store = store.display().to_string();
+    shell(&store, "apt-get", &["download", package])
+        .map_err(|error| format!("the guest's kernel cannot be downloaded: {error}"))?;
+    // Unpacked aside and then renamed, so that half a package is never taken for a whole one.
+    let script = format!(
+        "rm -rf part && dpkg-deb -x {package}_*.deb part && rm {package}_*.deb && mv part {}",
+        unpacked.display()
+    );
+    shell(&store, "sh", &["-c", &script]).map(|_| ())
+}
+
+/// Runs a short program in a folder and returns its output.
+fn shell(folder: &str, program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(folder)
+        .output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{program} {arguments:?}: {}", words.trim()))
+}
+
+/// How QEMU is connected to the backend, and what its NIC offers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    /// Options of the socket's chardev, beginning with a comma.
+    pub(crate) socket: &'static str,
+    /// Options of the NIC, beginning with a comma.
+    pub(crate) nic: &'static str,
+    /// Queue pairs, and processors.
+    pub(crate) queues: u16,
+}
+
+impl Machine {
+    /// One queue, all that QEMU offers by default; the backend listens.
+    pub(crate) const PLAIN: Self = Self {
+        socket: "",
+        nic: "",
+        queues: 1,
+    };
+}
+
+/// A running guest.
+pub(crate) struct Guest {
+    process: Process,
+    qmp: PathBuf,
+    commands: u32,
+    booted: usize,
+}
+
+impl Guest {
+    /// Starts QEMU; the guest's NIC is at the lab's socket `s`. Does not wait for the boot.
+    pub(crate) fn spawn(lab: &Lab, image: &Image, machine: &Machine) -> Outcome<Self> {
+        let Machine {
+            socket,
+            nic,
+            queues,
+        } = machine;
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args(["-accel", "tcg", "-cpu", "max", "-m", "256"]);
+        command.args(["-smp", &queues.to_string()]);
+        command.args(["-machine", "pc,memory-backend=mem"]);
+        command.args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"]);
+        command.arg("-kernel").arg(&image.kernel);
+        command.arg("-initrd").arg(&image.initramfs);
+        command.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        command.args(["-serial", &format!("file:{}", lab.path_text("console"))]);
+        command.args([
+            "-chardev",
+            "stdio,id=commands,signal=off",
+            "-serial",
+            "chardev:commands",
+        ]);
+        let qmp = lab.path("qmp");
+        command.args([
+            "-qmp",
+            &format!("unix:{},server=on,wait=off", qmp.display()),
+        ]);
+        let path = lab.path_text("s");
+        command.args(["-chardev", &format!("socket,id=vhost,path={path}{socket}")]);
+        let netdev = format!("vhost-user,id=net,chardev=vhost,queues={queues}");
+        command.args(["-netdev", &netdev]);
+        // QEMU 7.2 without KVM dies when the driver of a vhost-user NIC uses MSI-X.
+        let many = if *queues > 1 { ",mq=on" } else { "" };
+        let device = format!("virtio-net-pci,netdev=net,vectors=0,romfile={many}{nic}");
+        command.args(["-device", &device]);
+        Ok(Self {
+            process: Process::spawn(lab, "qemu", command)?,
+            qmp,
+            commands: 0,
+            booted: 0,
+        })
+    }
+
+    /// Waits until it has booted, for the first time or once more.
+    pub(crate) fn wait_for_boot(&mut self) -> Outcome {
+        let ready = self.process.stdout.wait_for("READY", self.booted, BOOT);
+        self.booted = ready.map_err(|error| format!("{error}{}", self.process.stderr.tail()))?;
+        Ok(())
+    }
+
+    /// Runs a shell command in the guest, which must succeed; returns its output.
+    pub(crate) fn run(&mut self, command: &str) -> Outcome<String> {
+        self.commands += 1;
+        let end = format!("END-{}-", self.commands);
+        let mark = self.process.stdout.mark();
+        self.process
+            .write_line(&format!("{command}; echo {end}$?."))?;
+        let (text, status) =
+            self.process
+                .stdout
+                .wait_until(&format!("the end of `{command}`"), BOOT, |text| {
+                    let (text, rest) = text[mark..].split_once(&end)?;
+                    let (status, _) = rest.split_once('.')?;
+                    Some((text.to_owned(), status.to_owned()))
+                })?;
+        match status.as_str() {
+            "0" => Ok(text),
+            _ => Err(format!("in the guest, `{command}` returned {status}:\n{text}").into()),
+        }
+    }
+
+    /// Did its driver accept this feature bit?
+    pub(crate) fn has_feature(&mut self, bit: usize) -> Outcome<bool> {
+        let bits = self.run("cat /sys/class/net/eth0/device/features")?;
+        Ok(bits.trim().as_bytes().get(bit) == Some(&b'1'))
+    }
+
+    /// Sets its address to 10.0.0.2 and pings 10.0.0.1 until the first answer.
+    pub(crate) fn reach_the_backend(&mut self) -> Outcome {
+        self.run("ip addr replace 10.0.0.2/24 dev eth0; ip link set eth0 up")?;
+        self.run(
+            "n=0; until ping -c 1 -W 1 10.0.0.1 || [ $n = 60 ]; do n=$((n+1)); done; [ $n != 60 ]",
+        )
+        .map(|_| ())
+    }
+
+    /// Pings the backend with packets of some size; none may be lost.
+    pub(crate) fn ping(&mut self, count: u32, size: u32) -> Outcome {
+        let ping = format!("ping -q -i 0.02 -c {count} -s {size} -W 5 10.0.0.1");
+        let text = self.run(&ping)?;
+        match text.contains(" 0% packet loss") {
+            true => Ok(()),
+            false => Err(format!("{ping}:\n{text}").into()),
+        }
+    }
+
+    /// Reboots it from inside, without warning to the backend.
+    pub(crate) fn reboot(&mut self) -> Outcome {
+        self.process.write_line("reboot -f")?;
+        self.wait_for_boot()
+    }
+
+    /// Runs a command of QEMU's own protocol.
+    pub(crate) fn qmp(&self, command: &str) -> Outcome {
+        let failed = |error: std::io::Error| format!("QMP {command}: {error}");
+        let mut socket = None;
+        eventually("QEMU's monitor can be reached", || {
+            socket = UnixStream::connect(&self.qmp).ok();
+            socket.is_some()
+        })?;
+        let mut socket = socket.ok_or("QEMU's monitor cannot be reached")?;
+        socket.set_read_timeout(Some(super::SOON)).map_err(failed)?;
+        let mut answers = BufReader::new(socket.try_clone().map_err(failed)?).lines();
+        answers.next();
+        for command in ["qmp_capabilities", command] {
+            writeln!(socket, "{{\"execute\": \"{command}\"}}").map_err(failed)?;
+            // Events may come before the answer.
+            let answer = answers.find(|line| {
+                let is_answer =
+                    |line: &String| line.contains("\"return\"") || line.contains("\"error\"");
+                line.as_ref().map_or(true, is_answer)
+            });
+            let answer = answer.ok_or("QEMU closed its monitor")?.map_err(failed)?;
+            if !answer.contains("\"return\"") {
+                return Err(format!("QMP {command}: {answer}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Resets it as the button of a machine would.
+    pub(crate) fn reset(&mut self) -> Outcome {
+        self.booted = self.process.stdout.mark();
+        self.qmp("system_reset")?;
+        self.wait_for_boot()
+    }
+
+    /// Ends QEMU in order.
+    pub(crate) fn quit(mut self) -> Outcome {
+        self.qmp("quit")?;
+        self.process.wait_success(super::SOON)
+    }
+
+    /// Ends QEMU with SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.process.kill();
+    }
+}

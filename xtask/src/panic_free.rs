@@ -1,0 +1,181 @@
+//! `cargo xtask panic-free`: can a burst panic?
+//!
+//! A panic in a burst is caught and poisons its queue, so it costs a tenant its port. The compiler
+//! leaves a call to `core::panicking` wherever it could not prove a check away; none of these may be
+//! reachable from the burst bodies.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+
+use crate::command::capture;
+use crate::common::{Driver, Outcome};
+use crate::demo::built_driver;
+
+/// Functions by name, each with the names that it calls or jumps to.
+type CallGraph = BTreeMap<String, BTreeSet<String>>;
+
+/// Where the walk starts.
+const BODIES: [&str; 2] = ["::datapath::dequeue::", "::datapath::enqueue::"];
+
+/// Where it must not arrive.
+const PANICS: [&str; 7] = [
+    "core::panicking::",
+    "core::option::expect_failed",
+    "core::option::unwrap_failed",
+    "core::result::unwrap_failed",
+    "core::slice::index::",
+    "alloc::raw_vec::",
+    "alloc::alloc::handle_alloc_error",
+];
+
+/// Only reached while another panic unwinds.
+const AFTER_A_PANIC: [&str; 2] = ["panic_cannot_unwind", "panic_in_cleanup"];
+
+/// Looks into a file, by default the release build of the plugin.
+pub(crate) fn panic_free(args: &[String]) -> Outcome {
+    let file = match (args, args.first()) {
+        ([_], Some(file)) => PathBuf::from(file),
+        ([], _) => match built_driver()? {
+            Driver::Plugin(path) => path,
+            Driver::Stock => return Err("the distribution's driver is not in Rust".into()),
+        },
+        _ => return Err("wants at most one file".into()),
+    };
+    let file = file.display().to_string();
+    let listing = capture("objdump", &["-d", "-C", "--no-show-raw-insn", "-w", &file])
+        .ok_or_else(|| format!("objdump cannot read {file}"))?;
+    let graph = call_graph(&listing);
+    let bodies: Vec<&String> = graph.keys().filter(|name| is_body(name)).collect();
+    if bodies.is_empty() {
+        return Err(format!("{file}: no burst bodies found; was it stripped?").into());
+    }
+    let mut ways = BTreeSet::new();
+    for body in &bodies {
+        ways.extend(way_to_panic(&graph, body));
+    }
+    for way in &ways {
+        println!("{}", way.join("\n    calls "));
+    }
+    match ways.len() {
+        0 => {
+            println!(
+                "{file}: {} functions of the bursts, none can panic",
+                bodies.len()
+            );
+            Ok(())
+        }
+        ways => Err(format!("{file}: {ways} of {} functions can panic", bodies.len()).into()),
+    }
+}
+
+fn is_body(name: &str) -> bool {
+    BODIES.iter().any(|part| name.contains(part)) && !name.contains("::tests::")
+}
+
+fn is_panic(name: &str) -> bool {
+    PANICS.iter().any(|part| name.contains(part))
+        && !AFTER_A_PANIC.iter().any(|part| name.contains(part))
+}
+
+/// Reads objdump's listing. Lines are `address <function>:` and `address: call target <function>`.
+fn call_graph(listing: &str) -> CallGraph {
+    let mut graph = CallGraph::new();
+    let mut current = String::new();
+    for line in listing.lines() {
+        if let Some(start) = line
+            .strip_suffix(">:")
+            .and_then(|line| line.split_once(" <"))
+        {
+            current = start.1.to_owned();
+            graph.entry(current.clone()).or_default();
+            continue;
+        }
+        let Some((_, instruction)) = line.split_once(":\t") else {
+            continue;
+        };
+        if !instruction.starts_with("call") && !instruction.starts_with('j') {
+            continue;
+        }
+        let target = instruction
+            .strip_suffix('>')
+            .and_then(|line| line.split_once(" <"));
+        if let Some((_, target)) = target {
+            let name = target.split_once("+0x").map_or(target, |(name, _)| name);
+            if name != current {
+                graph
+                    .entry(current.clone())
+                    .or_default()
+                    .insert(name.to_owned());
+            }
+        }
+    }
+    graph
+}
+
+/// The shortest chain of calls from a function to a panic.
+fn way_to_panic(graph: &CallGraph, from: &str) -> Option<Vec<String>> {
+    let mut came_from: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut waiting = VecDeque::from([from]);
+    while let Some(name) = waiting.pop_front() {
+        if is_panic(name) {
+            let mut way = vec![name.to_owned()];
+            let mut step = name;
+            while let Some(&caller) = came_from.get(step) {
+                way.push(caller.to_owned());
+                step = caller;
+            }
+            way.reverse();
+            return Some(way);
+        }
+        for callee in graph.get(name).into_iter().flatten() {
+            if callee != from && !came_from.contains_key(callee.as_str()) {
+                came_from.insert(callee, name);
+                waiting.push_back(callee);
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LISTING: &str = "\
+0000000000001000 <rte_net_vhost::datapath::dequeue::dequeue_burst>:\n\
+\x20   1000:\tpush   %rbx\n\
+\x20   1001:\tcall   2000 <<rte_net_vhost::virtqueue::Split as Ring>::take>\n\
+\x20   1006:\tjne    1001 <rte_net_vhost::datapath::dequeue::dequeue_burst+0x1>\n\
+\n\
+0000000000002000 <<rte_net_vhost::virtqueue::Split as Ring>::take>:\n\
+\x20   2000:\tcall   3000 <core::panicking::panic_bounds_check>\n\
+\n\
+0000000000004000 <rte_net_vhost::datapath::enqueue::enqueue_burst>:\n\
+\x20   4000:\tcall   5000 <core::panicking::panic_cannot_unwind>\n";
+
+    #[test]
+    fn a_panic_behind_another_function_is_found() {
+        let graph = call_graph(LISTING);
+
+        let way = way_to_panic(&graph, "rte_net_vhost::datapath::dequeue::dequeue_burst");
+
+        let names = way.unwrap_or_default();
+        assert_eq!(
+            names,
+            [
+                "rte_net_vhost::datapath::dequeue::dequeue_burst",
+                "<rte_net_vhost::virtqueue::Split as Ring>::take",
+                "core::panicking::panic_bounds_check",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_only_runs_during_a_panic_is_none() {
+        let graph = call_graph(LISTING);
+
+        let way = way_to_panic(&graph, "rte_net_vhost::datapath::enqueue::enqueue_burst");
+
+        assert_eq!(way, None);
+    }
+}
