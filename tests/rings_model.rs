@@ -229,7 +229,7 @@ proptest! {
                                 for (head, room) in waiting.drain(..chains) {
                                     let len = room.min(left);
                                     left -= len;
-                                    used.push(Used { head, len: len as u32 });
+                                    used.push(Used { head, len: u32::try_from(len).unwrap() });
                                 }
                                 sent.push(frame.clone());
                             }
