@@ -112,6 +112,7 @@ pub fn offered() -> u64 {
         | VIRTIO_RING_F_EVENT_IDX
         | VHOST_USER_F_PROTOCOL_FEATURES
         | VIRTIO_F_VERSION_1
+        | VIRTIO_F_RING_PACKED
         | VIRTIO_F_IN_ORDER
 }
 
