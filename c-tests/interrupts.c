@@ -53,9 +53,8 @@ send_one(uint16_t queue)
 static void
 take_one(uint16_t queue)
 {
-	struct rte_mbuf *mbuf = NULL;
+	struct rte_mbuf *mbuf = receive_one(pair.backend, queue, 2000);
 
-	WAIT_FOR(rte_eth_rx_burst(pair.backend, queue, &mbuf, 1) == 1, 2000);
 	CHECK(mbuf != NULL && frame_matches(mbuf, 100, queue), "not received");
 	rte_pktmbuf_free(mbuf);
 }

@@ -205,7 +205,6 @@ pair_pass(const struct pair *pair, enum direction direction, uint16_t queue, str
 {
 	uint16_t from = direction == TO_HOST ? pair->frontend : pair->backend;
 	uint16_t to = direction == TO_HOST ? pair->backend : pair->frontend;
-	struct rte_mbuf *arrived = NULL;
 	bool sent = false;
 
 	WAIT_FOR((sent = rte_eth_tx_burst(from, queue, &mbuf, 1) == 1), STALL_MS);
@@ -213,6 +212,5 @@ pair_pass(const struct pair *pair, enum direction direction, uint16_t queue, str
 		rte_pktmbuf_free(mbuf);
 		return NULL;
 	}
-	WAIT_FOR(rte_eth_rx_burst(to, queue, &arrived, 1) == 1, STALL_MS);
-	return arrived;
+	return receive_one(to, queue, STALL_MS);
 }

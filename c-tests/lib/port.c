@@ -116,6 +116,17 @@ wait_for_link(uint16_t port, bool up)
 	return link_is_up(port) == up;
 }
 
+struct rte_mbuf *
+receive_one(uint16_t port, uint16_t queue, unsigned int milliseconds)
+{
+	struct rte_mbuf *mbuf = NULL;
+	uint16_t count = 0;
+
+	/* Behind what it returns, a burst may leave anything in the array. */
+	WAIT_FOR((count = rte_eth_rx_burst(port, queue, &mbuf, 1)) == 1, milliseconds);
+	return count == 1 ? mbuf : NULL;
+}
+
 struct rte_mempool *
 make_pool(const char *name, unsigned int count, uint16_t room)
 {

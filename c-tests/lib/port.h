@@ -35,6 +35,9 @@ bool link_is_up(uint16_t port);
 /* Waits for the link, three seconds at most; true when it came. */
 bool wait_for_link(uint16_t port, bool up);
 
+/* Polls until one mbuf comes; NULL when none does within that time. */
+struct rte_mbuf *receive_one(uint16_t port, uint16_t queue, unsigned int milliseconds);
+
 /* A pool of `count` mbufs of `room` data bytes beside the headroom. */
 struct rte_mempool *make_pool(const char *name, unsigned int count, uint16_t room);
 
