@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the driver against DPDK 24.11 (Debian 13) and 25.11 (Debian forky) on a Debian 12 machine,
-# and loads it into the testpmd of that line.
+# loads it into the testpmd of that line, and moves packets to and from a virtio-user one.
 #
 #   .ci/dpdk-lines.sh [24.11|25.11 ...]
 #
@@ -127,19 +127,58 @@ check() {
         exit 1
     fi
 
-    # A bare name of a driver is looked up in the library path, where ours is first. Without huge
-    # pages this runs anywhere; the port comes up, without a frontend.
-    printf '%s\n' 'show port info 0' 'show port xstats 0' 'port stop 0' 'port close 0' quit |
-        below_root dpdk-testpmd -l 0,1 --no-huge -m 128 --no-pci --no-telemetry --no-shconf \
-            --file-prefix "lines-$line" -d "librte_mempool_ring.so.$abi" \
-            -d "librte_net_vhost.so.$abi" --vdev "net_vhost0,iface=$top/$line.sock" \
-            -- -i --total-num-mbufs 2048 >"$plugin/testpmd.log" 2>&1 || failed=$?
-    if [ -n "${failed:-}" ] || ! grep -q 'Driver name: net_vhost' "$plugin/testpmd.log"; then
-        echo "testpmd $line did not bring the port up:" >&2
-        tail -n 40 "$plugin/testpmd.log" >&2
+    traffic
+}
+
+# testpmd of the line, with one vdev, polling on the core that is not $main. Without huge pages this
+# runs anywhere. Driver files are given by bare name: those are looked up in the library path, where
+# ours is first.
+testpmd() {
+    role=$1 main=$2 driver=$3 vdev=$4
+    shift 4
+    below_root dpdk-testpmd -l 0,1 --main-lcore "$main" --no-huge -m 128 --no-pci \
+        --no-telemetry --no-shconf --file-prefix "lines-$line-$role" -d "librte_mempool_ring.so.$abi" \
+        -d "librte_net_$driver.so.$abi" --vdev "$vdev" \
+        -- --total-num-mbufs 4096 "$@" >"$plugin/$role.log" 2>&1
+}
+
+# Waits for a file, at most 20 s.
+appears() {
+    tries=0
+    until [ -e "$1" ] || [ "$tries" -ge 200 ]; do
+        tries=$((tries + 1))
+        sleep 0.1
+    done
+}
+
+traffic() {
+    socket=$top/$line.sock
+    rm -f "$socket" "$plugin/done"
+    {
+        appears "$plugin/done"
+        printf '%s\n' stop 'show port info 0' 'show port xstats 0' 'port stop 0' 'port close 0' quit
+    } | testpmd backend 0 vhost "net_vhost0,iface=$socket" -i --auto-start &
+    backend=$!
+    appears "$socket"
+    {
+        echo 'start tx_first'
+        sleep 3
+        printf '%s\n' stop quit
+    } | testpmd frontend 1 virtio "net_virtio_user0,path=$socket" -i ||
+        echo "the frontend failed" >>"$plugin/frontend.log"
+    : >"$plugin/done"
+    wait "$backend" || echo "the backend failed" >>"$plugin/backend.log"
+
+    received=$(sed -n 's/^rx_good_packets: //p' "$plugin/backend.log")
+    sent=$(sed -n 's/^tx_good_packets: //p' "$plugin/backend.log")
+    if grep -q '^the .*end failed' "$plugin/frontend.log" "$plugin/backend.log" ||
+        ! grep -q 'Driver name: net_vhost' "$plugin/backend.log" ||
+        [ "${received:-0}" -lt 1000 ] || [ "${sent:-0}" -lt 1000 ]; then
+        echo "testpmd $line: packets did not flow" >&2
+        tail -n 40 "$plugin/backend.log" "$plugin/frontend.log" >&2
         exit 1
     fi
-    echo "== testpmd $line: port up"
+    echo "== testpmd $line: $received packets received, $sent sent"
 }
 
 for line in ${*:-24.11 25.11}; do

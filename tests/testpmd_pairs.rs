@@ -253,7 +253,9 @@ fn a_killed_client_is_replaced_under_the_same_frontend() -> Outcome {
 
 #[test]
 fn our_client_and_the_distributions_take_over_from_each_other() -> Outcome {
-    let Some(ours) = common::ours_only("our_client_and_the_distributions_take_over")? else {
+    let Some(ours) =
+        common::ours_only("our_client_and_the_distributions_take_over_from_each_other")?
+    else {
         return Ok(());
     };
     let lab = Lab::new("takeover")?;

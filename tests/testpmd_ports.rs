@@ -158,7 +158,8 @@ fn our_driver_replaces_a_stale_socket() -> Outcome {
 
 #[test]
 fn our_driver_does_not_delete_a_file_that_is_no_socket() -> Outcome {
-    let Some(driver) = common::ours_only("our_driver_does_not_delete_a_file")? else {
+    let Some(driver) = common::ours_only("our_driver_does_not_delete_a_file_that_is_no_socket")?
+    else {
         return Ok(());
     };
     let lab = Lab::new("plain-file")?;
@@ -202,7 +203,8 @@ fn our_driver_leaves_a_socket_that_somebody_serves() -> Outcome {
 
 #[test]
 fn our_driver_refuses_a_second_port_on_the_same_socket() -> Outcome {
-    let Some(driver) = common::ours_only("our_driver_refuses_a_second_port")? else {
+    let Some(driver) = common::ours_only("our_driver_refuses_a_second_port_on_the_same_socket")?
+    else {
         return Ok(());
     };
     let lab = Lab::new("same-socket")?;

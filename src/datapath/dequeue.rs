@@ -52,9 +52,10 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
     let room = pool.room();
     // `out[..received]` are packets, `out[received..fresh]` are fresh ones.
     let (mut received, mut fresh) = (0, 0);
-    // Chains that hold no packet are given back, and their number is bounded too.
-    let mut dropped = 0_u16;
-    while received < out.len() && dropped < ring.size() {
+    // 1 when `out[received]` was lost with a frame.
+    let mut lost = 0;
+    chain.begin_burst();
+    while received < out.len() && !chain.exhausted() {
         let wanted = (out.len() - received)
             .min(PASS)
             .min(usize::from(ring.available()));
@@ -97,28 +98,26 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
                 break;
             };
             let head = ring.head(0);
-            match dequeue_chain::<P, F>(ring, chain, &mut cursor, pool, packet, head, counters) {
+            let outcome =
+                dequeue_chain::<P, F>(ring, chain, &mut cursor, pool, packet, head, counters);
+            ring.push_used(head, 0);
+            ring.take(1);
+            match outcome {
                 Outcome::Received => {
                     let start = packet.segments().next().unwrap_or_default();
                     tally.add(packet.len(), start);
                     received += 1;
                 }
-                Outcome::Dropped => dropped += 1,
+                Outcome::Dropped => {}
                 Outcome::Lost => {
-                    dropped += 1;
-                    fresh -= 1;
-                    if let Some(&spare) = out.get(fresh)
-                        && let Some(slot) = out.get_mut(received)
-                    {
-                        *slot = spare;
-                    }
+                    // The pool is dry; another long frame would be copied in vain too.
+                    lost = 1;
+                    break;
                 }
             }
-            ring.push_used(head, 0);
-            ring.take(1);
         }
     }
-    if let Some(unused) = out.get(received..fresh)
+    if let Some(unused) = out.get(received + lost..fresh)
         && !unused.is_empty()
     {
         pool.release(unused);
@@ -285,3 +284,6 @@ impl<T: Packet> Build<T> {
 fn count(packets: usize) -> u16 {
     packets as u16
 }
+
+#[cfg(test)]
+mod tests;

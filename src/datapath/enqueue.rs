@@ -47,8 +47,10 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
     let mut cursor = memory.cursor();
     let mut tally = Tally::default();
     let mut taken = 0;
+    chain.begin_burst();
     while let Some(rest) = packets.get(taken..)
         && !rest.is_empty()
+        && !chain.exhausted()
     {
         let wanted = rest.len().min(PASS).min(usize::from(ring.available()));
         let rest = rest.get(..wanted).unwrap_or_default();
@@ -175,6 +177,9 @@ fn enqueue_chains<T: Packet, const F: u32>(
     let mut room = 0;
     let mut chains = 0;
     while room < need {
+        if chain.exhausted() && chains == 0 {
+            return Outcome::NoRoom;
+        }
         if chains == available {
             // All that the ring can ever hold is here.
             if chains == ring.size() {
@@ -278,3 +283,6 @@ impl<'m> Scatter<'_, 'm> {
 fn count(packets: usize) -> u16 {
     packets as u16
 }
+
+#[cfg(test)]
+mod tests;

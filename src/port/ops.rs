@@ -18,7 +18,7 @@ use crate::dpdk::sys::{
     RTE_ETH_RX_OFFLOAD_TCP_CKSUM, RTE_ETH_RX_OFFLOAD_UDP_CKSUM, RTE_ETH_RX_OFFLOAD_VLAN_STRIP,
     RTE_ETH_TX_OFFLOAD_MULTI_SEGS, RTE_ETH_TX_OFFLOAD_TCP_CKSUM, RTE_ETH_TX_OFFLOAD_UDP_CKSUM,
     RTE_ETH_TX_OFFLOAD_VLAN_INSERT, rte_eth_dev_info, rte_eth_rxconf, rte_eth_txconf,
-    rte_eth_xstat, rte_eth_xstat_name, rte_mempool, rte_power_monitor_cond,
+    rte_eth_xstat, rte_eth_xstat_name, rte_ether_addr, rte_mempool, rte_power_monitor_cond,
 };
 use crate::dpdk::varying::{self, PortCounters, StatsWriter, VaryingOps};
 use crate::dpdk::{eal, malloc};
@@ -43,6 +43,7 @@ pub(super) static OPS: eth_dev_ops = {
     ops.promiscuous_disable = Some(always_on);
     ops.allmulticast_enable = Some(always_on);
     ops.allmulticast_disable = Some(always_on);
+    ops.mac_addr_set = Some(mac_addr_set);
     ops.mtu_set = Some(mtu_set);
     ops.stats_get = Some(varying::stats_get::<Ops>);
     ops.stats_reset = Some(stats_reset);
@@ -337,6 +338,15 @@ unsafe extern "C" fn link_update(_dev: *mut rte_eth_dev, _wait: c_int) -> c_int 
 ///
 /// See [`dev_configure`].
 unsafe extern "C" fn always_on(_dev: *mut rte_eth_dev) -> c_int {
+    0
+}
+
+/// A port has no filter, so its address is only a name; ethdev keeps it.
+///
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn mac_addr_set(_dev: *mut rte_eth_dev, _address: *mut rte_ether_addr) -> c_int {
     0
 }
 

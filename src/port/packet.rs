@@ -2,12 +2,18 @@
 
 use std::mem::MaybeUninit;
 
+use super::checksum::{self, Request, Transport};
 use crate::datapath::{Packet, PacketPool, Prepared, Release};
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
 use crate::dpdk::mbuf::{self, Mbuf, RxFields, RxTemplate};
 use crate::dpdk::mempool::{Mempool, MempoolCache};
-use crate::dpdk::sys::{RTE_MBUF_F_TX_TUNNEL_MASK, RTE_MBUF_F_TX_VLAN};
+use crate::dpdk::sys::{
+    RTE_MBUF_F_TX_IP_CKSUM, RTE_MBUF_F_TX_IPV6, RTE_MBUF_F_TX_L4_MASK,
+    RTE_MBUF_F_TX_OUTER_IP_CKSUM, RTE_MBUF_F_TX_OUTER_UDP_CKSUM, RTE_MBUF_F_TX_TCP_CKSUM,
+    RTE_MBUF_F_TX_TCP_SEG, RTE_MBUF_F_TX_TUNNEL_MASK, RTE_MBUF_F_TX_UDP_CKSUM,
+    RTE_MBUF_F_TX_UDP_SEG, RTE_MBUF_F_TX_VLAN,
+};
 
 /// Bytes of a VLAN tag (IEEE 802.1Q).
 const VLAN_LEN: u16 = 4;
@@ -16,8 +22,15 @@ const VLAN_TPID: u16 = 0x8100;
 /// Bytes of both addresses of an Ethernet header; the tag goes behind them.
 const ADDRESSES_LEN: usize = 12;
 
+/// Requests that are done here, in the packet.
+const CHECKSUMS: u64 = RTE_MBUF_F_TX_L4_MASK | RTE_MBUF_F_TX_IP_CKSUM;
+/// Requests that cannot be done without a guest that takes them.
+const UNABLE: u64 = RTE_MBUF_F_TX_TCP_SEG
+    | RTE_MBUF_F_TX_UDP_SEG
+    | RTE_MBUF_F_TX_OUTER_IP_CKSUM
+    | RTE_MBUF_F_TX_OUTER_UDP_CKSUM;
 /// Requests that the short body leaves to [`Packet::prepare`].
-const REQUESTS: u64 = RTE_MBUF_F_TX_VLAN;
+const REQUESTS: u64 = RTE_MBUF_F_TX_VLAN | CHECKSUMS | UNABLE;
 
 /// A place in a burst's array.
 ///
@@ -47,6 +60,42 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// Writes the checksums that the mbuf asks for, and takes the requests back. False when the
+    /// headers are shared, not in the first segment, or not what the request says.
+    fn complete_checksums(&mut self, mbuf: Mbuf) -> bool {
+        let flags = mbuf.ol_flags();
+        let transport = match flags & RTE_MBUF_F_TX_L4_MASK {
+            0 => None,
+            RTE_MBUF_F_TX_TCP_CKSUM => Some(Transport::Tcp),
+            RTE_MBUF_F_TX_UDP_CKSUM => Some(Transport::Udp),
+            _ => return false,
+        };
+        // In a tunnel these are the lengths of the inner headers, whose place depends on the kind.
+        if flags & RTE_MBUF_F_TX_TUNNEL_MASK != 0 || !mbuf.is_exclusive() {
+            return false;
+        }
+        let offload = mbuf.tx_offload();
+        let request = Request {
+            l2_len: usize::from(offload.l2_len()),
+            l3_len: usize::from(offload.l3_len()),
+            ipv6: flags & RTE_MBUF_F_TX_IPV6 != 0,
+            header: flags & RTE_MBUF_F_TX_IP_CKSUM != 0,
+            transport,
+        };
+        let len = usize::from(mbuf.data_len());
+        // SAFETY: an mbuf has `data_len` bytes at its data, the driver has the packet, and no other
+        // mbuf has this buffer (checked above).
+        let first = unsafe { std::slice::from_raw_parts_mut(mbuf.data(), len) };
+        let rest = mbuf.segments().skip(1).map(|segment| self.bytes(segment));
+        if checksum::complete(first, rest, &request).is_none() {
+            return false;
+        }
+        mbuf.set_ol_flags(mbuf.ol_flags() & !CHECKSUMS);
+        true
+    }
+}
+
 impl Packet for Slot {
     #[inline(always)]
     fn len(&self) -> u32 {
@@ -62,7 +111,11 @@ impl Packet for Slot {
 
     fn prepare(&mut self) -> Prepared {
         let mbuf = self.mbuf();
-        if mbuf.ol_flags() & RTE_MBUF_F_TX_VLAN == 0 || insert_vlan(mbuf) {
+        let asked = mbuf.ol_flags();
+        let able = asked & UNABLE == 0
+            && (asked & CHECKSUMS == 0 || self.complete_checksums(mbuf))
+            && (asked & RTE_MBUF_F_TX_VLAN == 0 || insert_vlan(mbuf));
+        if able {
             Prepared::Ready
         } else {
             Prepared::Refused

@@ -1,1 +1,15 @@
 //! A fake driver, frontend and packets, for tests without DPDK.
+//!
+//! Everything here may panic: a helper that cannot do its part fails the test.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "sizes of tests are small, and a wrong one fails the test"
+)]
+
+mod driver;
+mod memory;
+mod packet;
+
+pub use driver::{Buffer, FakeDriver, Frame, Used};
+pub use memory::{APART, BUFFERS, FakeMemory, NEXT, RINGS, UNMAPPED};
+pub use packet::{FakePacket, FakePool};

@@ -1,7 +1,8 @@
 //! Walks of descriptor chains: direct, indirect, or direct ones that end in a table (2.7.5.3).
 //!
 //! Every descriptor is read once. A walk takes at most as many steps as the ring has descriptors,
-//! so a loop ends, and everything that does not fit the specification ends it as malformed.
+//! so a loop ends, and everything that does not fit the specification ends it as malformed. Steps
+//! are also counted over a packet and over a burst: many long chains would hold an lcore for minutes.
 #![forbid(unsafe_code)]
 
 use super::{SplitRing, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -22,6 +23,10 @@ pub struct Segment {
 /// may cross regions, and little enough that a hostile driver cannot make us hoard memory.
 const MAX_SEGMENTS: usize = 65_536;
 
+/// The most descriptors that are read for one packet, and after which a burst begins no other: the
+/// longest chain, direct and indirect part. A packet of 64 KB in one-byte buffers needs that many.
+const MAX_STEPS: u32 = 65_536;
+
 /// What came of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Walk {
@@ -37,6 +42,10 @@ pub struct Chain {
     segments: Vec<Segment>,
     /// The chains that were put together, for a packet that takes several.
     heads: Vec<Reserved>,
+    /// Descriptors read for this packet.
+    steps: u32,
+    /// Descriptors read for the packets before it in the burst.
+    spent: u32,
 }
 
 /// One of the chains of a packet.
@@ -49,11 +58,33 @@ pub struct Reserved {
 }
 
 impl Chain {
-    /// Forgets all buffers.
+    /// Begins a burst: no step was taken yet.
+    #[inline]
+    pub fn begin_burst(&mut self) {
+        self.clear();
+        self.spent = 0;
+    }
+
+    /// Forgets all buffers; the next chains are another packet's.
     #[inline]
     pub fn clear(&mut self) {
         self.segments.clear();
         self.heads.clear();
+        self.spent = self.spent.saturating_add(self.steps);
+        self.steps = 0;
+    }
+
+    /// Whether this burst has read so many descriptors that it should end.
+    #[inline]
+    pub fn exhausted(&self) -> bool {
+        self.spent.saturating_add(self.steps) >= MAX_STEPS
+    }
+
+    /// Counts a descriptor; whether the packet may have it.
+    #[inline]
+    fn step(&mut self) -> bool {
+        self.steps = self.steps.saturating_add(1);
+        self.steps <= MAX_STEPS
     }
 
     /// The chains that [`reserve`](Self::reserve) noted, in order.
@@ -94,6 +125,9 @@ impl Chain {
         let mut bytes = 0;
         let mut index = head;
         for _ in 0..ring.size() {
+            if !self.step() {
+                return Walk::Malformed;
+            }
             let Some(descriptor) = ring.descriptor(index) else {
                 return Walk::Malformed;
             };
@@ -129,7 +163,7 @@ impl Chain {
         let mut bytes = 0;
         let mut index = 0;
         for _ in 0..entries {
-            if u32::from(index) >= entries {
+            if u32::from(index) >= entries || !self.step() {
                 return Walk::Malformed;
             }
             let offset = u64::from(index) * u64::from(Descriptor::SIZE_U32);

@@ -270,21 +270,4 @@ impl SplitView {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::event_passed;
-
-    #[test]
-    fn an_event_index_inside_the_step_is_passed() {
-        assert!(event_passed(5, 6, 5));
-        assert!(event_passed(5, 9, 3));
-        assert!(!event_passed(5, 5, 3));
-        assert!(!event_passed(5, 9, 6));
-    }
-
-    #[test]
-    fn an_event_index_is_passed_across_the_wrap() {
-        assert!(event_passed(0xffff, 2, 0xfffe));
-        assert!(event_passed(0, 1, 0xffff));
-        assert!(!event_passed(2, 2, 0xfffe));
-    }
-}
+mod tests;

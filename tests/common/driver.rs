@@ -32,14 +32,15 @@ impl Driver {
         Ok(Self::Plugin(absolute))
     }
 
-    /// `target/<profile>/librte_net_vhost.so`, next to the folder of this test binary.
+    /// `deps/librte_net_vhost.so`, which `cargo test` builds beside its test binaries. (The copy one
+    /// folder up is made by `cargo build` only, and may be old.)
     fn built_by_cargo() -> Outcome<PathBuf> {
         let own = std::env::current_exe().map_err(|error| format!("current_exe: {error}"))?;
         let profile = own
             .ancestors()
             .find(|folder| folder.join("deps").is_dir())
             .ok_or("this program does not lie in cargo's target folder")?;
-        Ok(profile.join("librte_net_vhost.so"))
+        Ok(profile.join("deps/librte_net_vhost.so"))
     }
 
     /// Is it the distribution's driver? Some of what we promise does not hold for that one.

@@ -40,20 +40,21 @@ fn main() -> ExitCode {
         None => ("", &[][..]),
     };
     let result = match name {
-        "setup" => setup::setup(),
-        "demo" => demo::demo(rest),
+        "setup" => setup::setup().map(|()| true),
+        "demo" => demo::demo(rest).map(|()| true),
         "test" => test::test(rest),
-        "bench" => bench::bench(rest),
-        "panic-free" => panic_free::panic_free(rest),
+        "bench" => bench::bench(rest).map(|()| true),
+        "panic-free" => panic_free::panic_free(rest).map(|()| true),
         "ci" => test::test(&[]),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
-            Ok(())
+            Ok(true)
         }
         _ => Err(format!("no such command: `{name}`\n\n{USAGE}").into()),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("cargo xtask {name}: {error}");
             ExitCode::FAILURE

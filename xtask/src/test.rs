@@ -7,8 +7,8 @@ use crate::common::Outcome;
 use crate::setup;
 use crate::stages::{Counts, STAGES};
 
-/// Runs the stages; a stage that fails does not stop the others.
-pub(crate) fn test(args: &[String]) -> Outcome {
+/// Runs the stages; a stage that fails does not stop the others. Was all well?
+pub(crate) fn test(args: &[String]) -> Outcome<bool> {
     let (quick, only) = options(args)?;
     setup::setup()?;
     let mut table: Vec<(&str, Duration, Counts)> = Vec::new();
@@ -53,17 +53,14 @@ pub(crate) fn test(args: &[String]) -> Outcome {
         println!("interrupted: the remaining stages did not run");
         total.failed += 1;
     }
-    // CI reads this line.
+    // CI reads this line; nothing may come after it.
     println!(
         "{} passed, {} failed, {} skipped",
         total.passed,
         total.failed,
         total.skips.len()
     );
-    match total.failed {
-        0 => Ok(()),
-        failed => Err(format!("{failed} failed").into()),
-    }
+    Ok(total.failed == 0)
 }
 
 fn options(args: &[String]) -> Outcome<(bool, Vec<&str>)> {

@@ -1,0 +1,265 @@
+//! Packets on the heap, from a pool that counts them and watches over their use.
+
+use std::cell::{Cell, RefCell};
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use crate::datapath::{Packet, PacketPool, Prepared, Release};
+
+/// Bytes after a segment's room that nobody may touch.
+const RED_ZONE: usize = 64;
+const RED: u8 = 0x5a;
+
+/// Memory of one segment; lives as long as its pool.
+#[derive(Debug)]
+struct Segment {
+    /// `room + RED_ZONE` bytes.
+    data: NonNull<u8>,
+    room: usize,
+    live: Cell<bool>,
+    len: Cell<u32>,
+    /// Bytes of the whole packet; of its first segment only.
+    total: Cell<u32>,
+    next: Cell<FakePacket>,
+    asks: Cell<bool>,
+    refused: Cell<bool>,
+}
+
+/// A handle of a fake packet. Any use of a packet that was released panics.
+///
+/// A handle must not be used after its pool is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FakePacket(Option<NonNull<Segment>>);
+
+impl FakePacket {
+    fn segment<'p>(self) -> &'p Segment {
+        let segment = self.0.expect("no packet was ever put here");
+        // SAFETY: the pool keeps the segment (its owner outlives the handle, see the type), and
+        // all that changes in it is in cells.
+        let segment = unsafe { segment.as_ref() };
+        assert!(segment.live.get(), "a packet is used after its release");
+        segment
+    }
+
+    fn bytes<'p>(self) -> &'p [u8] {
+        let segment = self.segment();
+        let len = segment.len.get() as usize;
+        assert!(len <= segment.room);
+        // SAFETY: `room` bytes were allocated and initialised with it, `len` is not more, and a
+        // packet is written only by the one who made it, before it is finished.
+        unsafe { std::slice::from_raw_parts(segment.data.as_ptr(), len) }
+    }
+
+    fn chain<'p>(self) -> impl Iterator<Item = &'p [u8]> {
+        let next =
+            |packet: &FakePacket| Some(packet.segment().next.get()).filter(|p| p.0.is_some());
+        std::iter::successors(Some(self), next).map(FakePacket::bytes)
+    }
+
+    /// All bytes of the packet.
+    pub fn to_vec(self) -> Vec<u8> {
+        let bytes: Vec<u8> = self.chain().flatten().copied().collect();
+        assert_eq!(bytes.len(), self.segment().total.get() as usize);
+        bytes
+    }
+
+    /// The length of each segment.
+    pub fn segment_lens(self) -> Vec<usize> {
+        self.chain().map(<[u8]>::len).collect()
+    }
+
+    /// The packet asks for something that must be prepared before it is sent.
+    #[must_use]
+    pub fn asking(self) -> Self {
+        self.segment().asks.set(true);
+        self
+    }
+
+    /// The packet asks for something that cannot be done.
+    #[must_use]
+    pub fn refused(self) -> Self {
+        self.segment().refused.set(true);
+        self.asking()
+    }
+}
+
+impl Packet for FakePacket {
+    fn len(&self) -> u32 {
+        self.segment().total.get()
+    }
+
+    fn plain(&self) -> Option<&[u8]> {
+        let segment = self.segment();
+        let plain = !segment.asks.get() && segment.next.get().0.is_none();
+        plain.then(|| self.bytes())
+    }
+
+    fn prepare(&mut self) -> Prepared {
+        if self.segment().refused.get() {
+            Prepared::Refused
+        } else {
+            Prepared::Ready
+        }
+    }
+
+    fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        self.chain()
+    }
+}
+
+/// A pool of fake packets.
+#[derive(Debug)]
+pub struct FakePool {
+    room: usize,
+    limit: usize,
+    live: usize,
+    free: Vec<NonNull<Segment>>,
+    all: RefCell<Vec<NonNull<Segment>>>,
+}
+
+impl FakePool {
+    /// A pool whose packets have `room` bytes each, and which never runs dry.
+    pub fn new(room: usize) -> Self {
+        Self {
+            room,
+            limit: usize::MAX,
+            live: 0,
+            free: Vec::new(),
+            all: RefCell::default(),
+        }
+    }
+
+    /// From now on a burst gets no packet while `limit` are out.
+    pub fn limit(&mut self, limit: usize) {
+        self.limit = limit;
+    }
+
+    /// Segments that are not in the pool.
+    pub fn live(&self) -> usize {
+        self.live
+    }
+
+    fn take(&mut self) -> FakePacket {
+        let segment = self.free.pop().unwrap_or_else(|| self.make());
+        self.live += 1;
+        // SAFETY: made by `make`, and freed only when the pool is dropped.
+        let fresh = unsafe { segment.as_ref() };
+        fresh.live.set(true);
+        fresh.len.set(0);
+        fresh.total.set(0);
+        fresh.next.set(FakePacket::default());
+        fresh.asks.set(false);
+        fresh.refused.set(false);
+        FakePacket(Some(segment))
+    }
+
+    fn make(&self) -> NonNull<Segment> {
+        let data = vec![RED; self.room + RED_ZONE].into_boxed_slice();
+        let segment = Box::new(Segment {
+            data: NonNull::from(Box::leak(data)).cast(),
+            room: self.room,
+            live: Cell::new(false),
+            len: Cell::new(0),
+            total: Cell::new(0),
+            next: Cell::new(FakePacket::default()),
+            asks: Cell::new(false),
+            refused: Cell::new(false),
+        });
+        let segment = NonNull::from(Box::leak(segment));
+        self.all.borrow_mut().push(segment);
+        segment
+    }
+
+    /// A packet with a segment for each of `parts`; it need not keep to the limit.
+    pub fn packet(&mut self, parts: &[&[u8]]) -> FakePacket {
+        let mut packet = FakePacket::default();
+        let mut last = FakePacket::default();
+        for (nth, part) in parts.iter().enumerate() {
+            let mut segment = self.take();
+            for (to, &from) in self.space(&mut segment)[..part.len()].iter_mut().zip(*part) {
+                to.write(from);
+            }
+            let len = u32::try_from(part.len()).unwrap();
+            if nth == 0 {
+                self.finish(&mut segment, len);
+                packet = segment;
+            } else {
+                self.append(&mut packet, &mut last, segment, len);
+            }
+            last = segment;
+        }
+        packet
+    }
+}
+
+impl Release for FakePool {
+    type Packet = FakePacket;
+
+    fn release(&mut self, packets: &[FakePacket]) {
+        for &packet in packets {
+            let mut at = packet;
+            while let Some(pointer) = at.0 {
+                let segment = at.segment();
+                for nth in 0..RED_ZONE {
+                    // SAFETY: the red zone follows the room in the same allocation.
+                    let byte = unsafe { segment.data.add(segment.room + nth) };
+                    // SAFETY: as above; initialised by `make`.
+                    let byte = unsafe { byte.read() };
+                    assert_eq!(byte, RED, "somebody wrote behind a segment");
+                }
+                at = segment.next.get();
+                segment.live.set(false);
+                self.free.push(pointer);
+                self.live -= 1;
+            }
+        }
+    }
+}
+
+impl PacketPool for FakePool {
+    fn room(&self) -> usize {
+        self.room
+    }
+
+    fn allocate(&mut self, out: &mut [FakePacket]) -> bool {
+        if out.len() > self.limit.saturating_sub(self.live) {
+            return false;
+        }
+        out.fill_with(|| self.take());
+        true
+    }
+
+    fn space<'p>(&self, packet: &'p mut FakePacket) -> &'p mut [MaybeUninit<u8>] {
+        let segment = packet.segment();
+        let data = segment.data.as_ptr().cast();
+        // SAFETY: `room` bytes at `data` are this segment's alone, and a fresh packet has one user,
+        // who gave its handle exclusively.
+        unsafe { std::slice::from_raw_parts_mut(data, segment.room) }
+    }
+
+    fn finish(&self, packet: &mut FakePacket, len: u32) {
+        let segment = packet.segment();
+        segment.len.set(len);
+        segment.total.set(len);
+    }
+
+    fn append(&self, head: &mut FakePacket, last: &mut FakePacket, segment: FakePacket, len: u32) {
+        segment.segment().len.set(len);
+        last.segment().next.set(segment);
+        let first = head.segment();
+        first.total.set(first.total.get() + len);
+    }
+}
+
+impl Drop for FakePool {
+    fn drop(&mut self) {
+        for segment in self.all.get_mut().drain(..) {
+            // SAFETY: leaked from a box by `make`, and dropped only here.
+            let segment = unsafe { Box::from_raw(segment.as_ptr()) };
+            let data =
+                std::ptr::slice_from_raw_parts_mut(segment.data.as_ptr(), segment.room + RED_ZONE);
+            // SAFETY: as above.
+            drop(unsafe { Box::from_raw(data) });
+        }
+    }
+}
