@@ -52,6 +52,11 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
     let mut cursor = memory.cursor();
     let mut tally = Tally::default();
     let room = pool.room();
+    let longest = if pool.chains() {
+        MAX_FRAME
+    } else {
+        room as u64
+    };
     let mut received = 0;
     chain.begin_burst();
     while received < out.len() && !chain.exhausted() {
@@ -87,7 +92,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             continue;
         }
 
-        let walked = match look::<R, F>(ring, chain, &mut cursor, counters) {
+        let walked = match look::<R, F>(ring, chain, &mut cursor, longest, counters) {
             Look::Nothing => break,
             Look::Dropped { id, slots } => {
                 ring.push_used(id, slots, 0);
@@ -166,6 +171,7 @@ fn look<R: Ring, const F: u32>(
     ring: &R,
     chain: &mut Chain,
     cursor: &mut Cursor<'_>,
+    longest: u64,
     counters: &QueueCounters,
 ) -> Look {
     chain.clear();
@@ -180,7 +186,7 @@ fn look<R: Ring, const F: u32>(
     };
     let reason = if walked.bytes <= header {
         &counters.drop_short
-    } else if walked.bytes - header > MAX_FRAME {
+    } else if walked.bytes - header > longest {
         &counters.drop_oversize
     } else {
         return Look::Frame(walked);

@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn bits_have_the_numbers_of_the_specification() {
-        assert_eq!(offered(), 0x9_7866_8008);
+        assert_eq!(offered(), 0xd_7866_8008);
         assert_eq!(offered_protocol(), 0x1_803d);
     }
 }
