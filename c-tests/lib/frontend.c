@@ -3,6 +3,7 @@
 
 #include "frontend.h"
 #include "check.h"
+#include "eal.h"
 
 #include <poll.h>
 #include <stdio.h>
@@ -13,7 +14,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define PATIENCE_MS 2000
 #define MAX_FILES 64
 
 /* The memory of one ring: descriptors, then the two rings, as large as the largest needs. */
@@ -21,11 +21,17 @@
 #define AVAILABLE_AT 0x80000ull
 #define USED_AT 0x91000ull
 
+static int
+patience_ms(void)
+{
+	return run_is_slow() ? 20000 : 2000;
+}
+
 bool
 frontend_connect(struct frontend *frontend, const char *path)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	uint64_t end = milliseconds_now() + PATIENCE_MS;
+	uint64_t end = milliseconds_now() + (uint64_t)patience_ms();
 
 	memset(frontend, 0, sizeof(*frontend));
 	for (uint32_t i = 0; i < MAX_RINGS; i++)
@@ -67,7 +73,7 @@ readable(int file)
 {
 	struct pollfd wait = {.fd = file, .events = POLLIN};
 
-	return poll(&wait, 1, PATIENCE_MS) == 1;
+	return poll(&wait, 1, patience_ms()) == 1;
 }
 
 bool
