@@ -45,6 +45,7 @@ const UNSAFE: &[&str] = &[
     "port/burst.rs",
     "port/queue.rs",
     "port/packet.rs",
+    "port/packet/tests.rs",
     "port/probe.rs",
     "virtqueue/gate.rs",
     "datapath/copy.rs",

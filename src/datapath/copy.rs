@@ -27,6 +27,40 @@ pub(super) fn copy_out(dst: GuestRange<'_>, data: &[u8]) -> usize {
     len
 }
 
+/// As [`copy_in`], for room that holds something.
+#[inline(always)]
+pub(super) fn copy_piece(room: &mut [u8], src: GuestRange<'_>) -> usize {
+    let len = src.len().min(room.len());
+    // SAFETY: as in `copy_in`.
+    unsafe { copy(room.as_mut_ptr(), src.as_ptr(), len) };
+    len
+}
+
+/// The first 10 bytes of a range that has at least as many, each read once.
+#[inline(always)]
+pub(super) fn read_header(src: GuestRange<'_>) -> [u8; 10] {
+    /// A number at any address.
+    #[derive(Clone, Copy)]
+    #[repr(C, packed)]
+    struct Unaligned<T>(T);
+    if src.len() < 10 {
+        return [0; 10];
+    }
+    let at = src.as_ptr();
+    // SAFETY: 10 bytes are inside the range (above). Volatile: what is checked later must be what
+    // was read here, and the driver may write at any time.
+    let first = unsafe { at.cast::<Unaligned<u64>>().read_volatile() }.0;
+    // SAFETY: as above.
+    let at = unsafe { at.add(8) };
+    // SAFETY: as above; 2 bytes are left.
+    let second = unsafe { at.cast::<Unaligned<u16>>().read_volatile() }.0;
+    let mut bytes = [0; 10];
+    let (low, high) = bytes.split_at_mut(8);
+    low.copy_from_slice(&first.to_ne_bytes());
+    high.copy_from_slice(&second.to_ne_bytes());
+    bytes
+}
+
 /// Writes a header that asks for nothing, with `num_buffers`, in two stores; for a range of at
 /// least 12 bytes.
 #[inline(always)]

@@ -40,6 +40,10 @@ pub struct QueueCounters {
     pub drop_no_mbuf: AtomicU64,
     /// Packets dropped because what they ask for cannot be done.
     pub drop_prepare: AtomicU64,
+    /// Packets dropped because their headers are not where a request for a checksum says.
+    pub drop_csum: AtomicU64,
+    /// Packets dropped because they stand for several, and the driver does not take such ones.
+    pub drop_gso: AtomicU64,
 }
 
 /// Adds without a locked instruction: there is one writer.

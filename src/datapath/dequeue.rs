@@ -1,10 +1,12 @@
 //! Guest to host: chains that the driver transmits become packets.
 #![forbid(unsafe_code)]
 
-use super::copy::{Slots, copy_in};
+use super::copy::{Slots, copy_in, copy_piece, read_header};
 use super::counters::add;
-use super::{PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
+use super::offload::take_up;
+use super::{OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
 use crate::memory::{Cursor, GuestRange};
+use crate::virtio_net::Header;
 use crate::virtqueue::{
     Chain, Notified, Ring, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
 };
@@ -13,10 +15,10 @@ use crate::virtqueue::{
 /// headers; more would only let a guest drain the pool with one chain.
 const MAX_FRAME: u64 = 256 * 1024;
 
-/// A packet's bytes in guest memory, ready to be copied.
+/// A packet in guest memory, header and bytes, ready to be copied.
 #[derive(Clone, Copy)]
 struct Source<'m> {
-    data: GuestRange<'m>,
+    buffer: GuestRange<'m>,
     id: u16,
 }
 
@@ -37,6 +39,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
     out: &mut [P::Packet],
     counters: &QueueCounters,
 ) -> usize {
+    let features = vq.features();
     let Virtqueue {
         ring,
         memory,
@@ -72,7 +75,8 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
                 break;
             }
             for (source, packet) in sources.as_slice().iter().zip(packets) {
-                let len = copy_in(pool.space(packet), source.data);
+                let data = source.buffer.after(header_len(F));
+                let len = copy_in(pool.space(packet), data);
                 #[allow(
                     clippy::cast_possible_truncation,
                     reason = "`gather` took only what a descriptor's 32-bit length covers"
@@ -80,6 +84,12 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
                 let len = len as u32;
                 pool.finish(packet, len);
                 tally.add(len, packet.plain().unwrap_or_default());
+                if F & OFFLOADS != 0 {
+                    let header = Header::from_bytes(read_header(source.buffer));
+                    if !header.is_plain() {
+                        take_up(pool, packet, header, features);
+                    }
+                }
                 ring.push_used(source.id, 1, 0);
             }
             ring.take(count(found));
@@ -108,16 +118,19 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             add(&counters.mbuf_alloc_failed, 1);
             break;
         }
-        let complete = copy_frame::<P, F>(chain, &mut cursor, pool, packet);
+        let header = copy_frame::<P, F>(chain, &mut cursor, pool, packet);
         ring.push_used(walked.id, walked.slots, 0);
         ring.take(walked.slots);
-        if !complete {
+        let Some(header) = header else {
             // The pool is dry; another long frame would be copied in vain too.
             add(&counters.mbuf_alloc_failed, 1);
             add(&counters.drop_no_mbuf, 1);
             break;
-        }
+        };
         tally.add(packet.len(), packet.segments().next().unwrap_or_default());
+        if F & OFFLOADS != 0 && !header.is_plain() {
+            take_up(pool, packet, header, features);
+        }
         received += 1;
     }
     if ring.publish_used() {
@@ -158,10 +171,10 @@ fn gather<'m, R: Ring, const F: u32>(
         // In a DPDK guest the header ends a line and the data begins the next one.
         buffer.prefetch(header);
         buffer.prefetch(header + 64);
-        sources.push(Source {
-            data: buffer.after(header),
-            id,
-        });
+        if F & OFFLOADS != 0 {
+            buffer.prefetch(0);
+        }
+        sources.push(Source { buffer, id });
     }
 }
 
@@ -198,15 +211,16 @@ fn look<R: Ring, const F: u32>(
     }
 }
 
-/// Copies the frame in `chain` to `packet`, which is fresh, and to as many more as it takes. False
-/// when the pool runs dry on the way; `packet` is gone then.
+/// Copies the frame in `chain` to `packet`, which is fresh, and to as many more as it takes; its
+/// header, when the driver may ask for something in it. `None` when the pool runs dry on the way;
+/// `packet` is gone then.
 #[inline(never)]
 fn copy_frame<P: PacketPool, const F: u32>(
     chain: &Chain,
     cursor: &mut Cursor<'_>,
     pool: &mut P,
     packet: &mut P::Packet,
-) -> bool {
+) -> Option<Header> {
     let mut build = Build {
         head: *packet,
         last: *packet,
@@ -214,26 +228,30 @@ fn copy_frame<P: PacketPool, const F: u32>(
         filled: 0,
         started: false,
     };
-    let mut skip = header_len(F);
+    let mut header = [0; Header::LEN];
+    let mut skipped = 0;
     for segment in chain.segments() {
         let Some(mut bytes) = cursor.whole(segment.addr, segment.len as usize) else {
             // It was there in the walk, and the table does not change.
             break;
         };
-        let header_part = skip.min(bytes.len());
-        skip -= header_part;
+        let header_part = (header_len(F) - skipped).min(bytes.len());
+        if F & OFFLOADS != 0 && header_part != 0 {
+            copy_piece(header.get_mut(skipped..).unwrap_or_default(), bytes);
+        }
+        skipped += header_part;
         bytes = bytes.after(header_part);
         while !bytes.is_empty() {
             bytes = build.fill(pool, bytes);
             if !bytes.is_empty() && !build.extend(pool) {
                 pool.release(&[build.head]);
-                return false;
+                return None;
             }
         }
     }
     build.close(pool);
     *packet = build.head;
-    true
+    Some(Header::from_bytes(header))
 }
 
 /// A frame in the making: finished segments, and one that is being filled.

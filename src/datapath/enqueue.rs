@@ -3,10 +3,9 @@
 
 use super::copy::{Slots, copy_out, write_plain_header_12};
 use super::counters::add;
-use super::{
-    HEADER_12, MERGEABLE, PASS, Packet, Prepared, QueueCounters, Release, Tally, header_len,
-};
+use super::{HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, header_len};
 use crate::memory::{Cursor, GuestRange};
+use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
     Chain, Notified, Reserved, Ring, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE, Virtqueue, Walk, Walked,
@@ -37,6 +36,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
     packets: &[P::Packet],
     counters: &QueueCounters,
 ) -> usize {
+    let features = vq.features();
     let Virtqueue {
         ring,
         memory,
@@ -83,7 +83,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
                 ring,
                 chain,
                 &mut cursor,
-                packet,
+                (packet, features),
                 &mut tally,
                 counters,
             ) {
@@ -150,7 +150,7 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
     copy_out(target.buffer.after(header_len(F)), target.data);
 }
 
-/// The general body: any packet, any chains.
+/// The general body: any packet, any chains, for a driver with these features.
 ///
 /// A chain that is malformed goes back unused. When it stands behind chains that were put together
 /// for this packet, those go back unused with it, since chains are given back in order.
@@ -159,7 +159,7 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
     ring: &mut R,
     chain: &mut Chain,
     cursor: &mut Cursor<'_>,
-    mut packet: T,
+    (packet, features): (T, u64),
     tally: &mut Tally,
     counters: &QueueCounters,
 ) -> Outcome {
@@ -167,12 +167,12 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
     if available == 0 {
         return Outcome::NoRoom;
     }
-    if packet.prepare() == Prepared::Refused {
-        add(&counters.drop_prepare, 1);
-        return Outcome::Dropped;
-    }
+    let mut plan = match plan(&packet, features, counters) {
+        Ok(plan) => plan,
+        Err(dropped) => return dropped,
+    };
     let header = header_len(F);
-    let len = packet.len();
+    let len = plan.as_ref().map_or(packet.len(), Plan::frame_len);
     let need = u64::from(len) + header as u64;
     chain.clear();
     let mut room = 0;
@@ -227,16 +227,25 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
         }
     }
 
+    if let Some(plan) = &mut plan
+        && !plan.complete(packet.segments())
+    {
+        add(&counters.drop_csum, 1);
+        return Outcome::Dropped;
+    }
     let mut scatter = Scatter {
         cursor,
         segments: chain.segments(),
         left: None,
     };
-    let [low, high] = count(chain.heads().len()).to_le_bytes();
-    let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, low, high];
+    let asked = plan.as_ref().map_or(Header::default(), |plan| plan.header);
+    let bytes = asked.to_bytes(count(chain.heads().len()));
     scatter.write(bytes.get(..header).unwrap_or_default());
-    for segment in packet.segments() {
-        scatter.write(segment);
+    match &plan {
+        Some(plan) => plan
+            .bytes(packet.segments())
+            .for_each(|bytes| scatter.write(bytes)),
+        None => packet.segments().for_each(|bytes| scatter.write(bytes)),
     }
     let mut left = need;
     for reserved in chain.heads() {
@@ -248,6 +257,29 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
     ring.take(slots);
     tally.add(len, packet.segments().next().unwrap_or_default());
     Outcome::Sent
+}
+
+/// How to send a packet of which something is asked; an error is the end of it.
+fn plan<T: Packet>(
+    packet: &T,
+    features: u64,
+    counters: &QueueCounters,
+) -> Result<Option<Plan>, Outcome> {
+    let Some(asked) = packet.asked() else {
+        return Ok(None);
+    };
+    match Plan::new(asked, features, packet.len(), packet.segments()) {
+        Ok(plan) => Ok(Some(plan)),
+        Err(refused) => {
+            let reason = match refused {
+                Refused::Checksum => &counters.drop_csum,
+                Refused::Segments => &counters.drop_gso,
+                Refused::Other => &counters.drop_prepare,
+            };
+            add(reason, 1);
+            Err(Outcome::Dropped)
+        }
+    }
 }
 
 /// Writes on and on over the buffers of one or more chains.

@@ -10,11 +10,14 @@ mod copy;
 mod counters;
 mod dequeue;
 mod enqueue;
+mod offload;
 mod packet;
 mod select;
 
 pub use counters::{QueueCounters, SIZE_BINS, Tally};
-pub use packet::{Packet, PacketPool, Prepared, Release};
+pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
+// What a packet is asked, in the words of the layer below.
+pub use crate::virtio_net::{Asked, Headers, Ip, Transport};
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
 /// The most packets that go through one pass of the short body.
@@ -24,6 +27,8 @@ const PASS: usize = 64;
 const HEADER_12: u32 = 1;
 /// `F`: a packet may be spread over several chains (`VIRTIO_NET_F_MRG_RXBUF`).
 const MERGEABLE: u32 = 2;
+/// `F`: the driver may ask for something in the header of a frame that it sends.
+const OFFLOADS: u32 = 4;
 
 /// Bytes of the virtio-net header with features `F` (VIRTIO 1.2, 5.1.6).
 const fn header_len(f: u32) -> usize {

@@ -3,13 +3,40 @@
 
 use std::mem::MaybeUninit;
 
-/// What came of [`Packet::prepare`].
+use crate::virtio_net::{Asked, Headers};
+
+/// How a pool's owner wants to hear of what drivers leave to others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RxRules {
+    /// As marks; nothing is done to the frame.
+    #[default]
+    Mark,
+    /// As marks, but the checksum of the transport is made here.
+    Complete,
+    /// As requests for whoever sends the frame on (`legacy-ol-flags=1`).
+    Request,
+}
+
+/// What a received frame is marked with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prepared {
-    /// The packet can be sent as it is now.
-    Ready,
-    /// What it asks for cannot be done; it is dropped and counted.
-    Refused,
+pub struct Marks {
+    /// What the frame begins with.
+    pub headers: Headers,
+    /// The checksum of the transport.
+    pub checksum: Checksum,
+    /// Payload bytes of the packets that the frame stands for; 0: it is one packet.
+    pub segment_size: u16,
+}
+
+/// What is known of the checksum of a received frame's transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing.
+    Unknown,
+    /// It is missing; the data is good.
+    Missing,
+    /// It is right.
+    Good,
 }
 
 /// A handle of a packet: one or more segments, owned by whoever holds the handle's place in the
@@ -26,9 +53,8 @@ pub trait Packet: Copy {
     /// The bytes, when they are one segment and nothing is asked of the driver.
     fn plain(&self) -> Option<&[u8]>;
 
-    /// Does what the packet asks for before its bytes are read. Doing it twice is doing it once:
-    /// a packet that finds no room comes again.
-    fn prepare(&mut self) -> Prepared;
+    /// What is asked of whoever sends the packet; `None`: nothing.
+    fn asked(&self) -> Option<Asked>;
 
     /// The bytes of each segment, in order.
     fn segments(&self) -> impl Iterator<Item = &[u8]>;
@@ -71,4 +97,16 @@ pub trait PacketPool: Release {
         segment: Self::Packet,
         len: u32,
     );
+
+    /// How marks are wanted.
+    fn rules(&self) -> RxRules;
+
+    /// Writes `value` at offset `at` of a finished packet; false when the packet ends before.
+    fn store(&self, packet: &mut Self::Packet, at: usize, value: [u8; 2]) -> bool;
+
+    /// Marks a finished packet.
+    fn mark(&self, packet: &mut Self::Packet, marks: Marks);
+
+    /// Makes a finished packet ask for something when it is sent on.
+    fn ask(&self, packet: &mut Self::Packet, asked: Asked);
 }

@@ -3,8 +3,10 @@
 
 use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
-use super::{HEADER_12, MERGEABLE, PacketPool, QueueCounters, Release};
-use crate::virtio_net::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
+use super::{HEADER_12, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
+use crate::virtio_net::{
+    VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF, driver_asks,
+};
 use crate::virtqueue::{Layout, PackedRing, Ring, SplitRing, Virtqueue};
 
 /// Takes packets out of a virtqueue: how many of the array were filled.
@@ -27,6 +29,9 @@ fn flags(features: u64) -> u32 {
     if mergeable {
         flags |= MERGEABLE;
     }
+    if driver_asks(features) {
+        flags |= OFFLOADS;
+    }
     flags
 }
 
@@ -40,9 +45,11 @@ pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
 
 fn dequeue<R: Ring, P: PacketPool>(features: u64) -> DequeueBurst<P> {
     // Mergeable buffers only matter on the way to the guest.
-    match flags(features) & HEADER_12 {
+    match flags(features) & (HEADER_12 | OFFLOADS) {
         0 => dequeue_burst::<R, P, 0>,
-        _ => dequeue_burst::<R, P, HEADER_12>,
+        HEADER_12 => dequeue_burst::<R, P, HEADER_12>,
+        OFFLOADS => dequeue_burst::<R, P, OFFLOADS>,
+        _ => dequeue_burst::<R, P, { HEADER_12 | OFFLOADS }>,
     }
 }
 
@@ -55,7 +62,8 @@ pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
 }
 
 fn enqueue<R: Ring, P: Release>(features: u64) -> EnqueueBurst<P> {
-    match flags(features) {
+    // On that way it is the packets that ask.
+    match flags(features) & (HEADER_12 | MERGEABLE) {
         0 => enqueue_burst::<R, P, 0>,
         HEADER_12 => enqueue_burst::<R, P, HEADER_12>,
         _ => enqueue_burst::<R, P, { HEADER_12 | MERGEABLE }>,

@@ -9,8 +9,8 @@ use super::abi::rte_mbuf;
 use super::eal::Lcore;
 use super::mempool::{Mempool, MempoolCache, Object};
 use super::sys::{
-    RTE_MBUF_F_EXTERNAL, RTE_MBUF_F_INDIRECT, RTE_PKTMBUF_HEADROOM, rte_mbuf_ext_shared_info,
-    rte_pktmbuf_free_bulk,
+    RTE_MBUF_F_EXTERNAL, RTE_MBUF_F_INDIRECT, RTE_PKTMBUF_HEADROOM, RTE_PTYPE_ALL_MASK,
+    rte_mbuf_ext_shared_info, rte_net_get_ptype, rte_pktmbuf_free_bulk,
 };
 
 /// One segment, the first of a packet or a later one.
@@ -224,6 +224,13 @@ impl Mbuf {
         unsafe { line.wrapping_add(1).write(rearm) };
         // SAFETY: bytes 32..48: packet_type, pkt_len, data_len, vlan_tci, half of the hash.
         unsafe { line.wrapping_add(2).write(descriptor) };
+    }
+
+    /// The type of the packet as DPDK's parser finds it.
+    pub fn parsed_type(self) -> u32 {
+        // SAFETY: a packet of live mbufs (invariant of the handle); without a place for lengths
+        // only the type comes back.
+        unsafe { rte_net_get_ptype(self.as_ptr(), ptr::null_mut(), RTE_PTYPE_ALL_MASK) }
     }
 
     /// Gives the segment a buffer that is not the pool's. `shared.refcnt` counts the segments that

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::queue::offer;
 use super::{LINK, Port, PortError, lock, registry};
 use crate::dpdk::ethdev::Event;
 use crate::dpdk::thread::{self, ControlThread};
@@ -22,6 +23,8 @@ const LEAST_MTU: u16 = 68;
 pub(super) struct Wanted {
     /// Take the outer VLAN tag off received frames.
     pub(super) strip_vlan: bool,
+    /// Hears of received frames whose checksum is missing; otherwise it is made here.
+    pub(super) marks_checksums: bool,
 }
 
 impl Port {
@@ -37,7 +40,7 @@ impl Port {
             iface: self.config.iface.clone(),
             client: self.config.client,
             vrings: self.config.queues.saturating_mul(2),
-            features: features::offered(),
+            features: features::offered() & !features::withdrawn(offer(&self.config)),
             protocol_features: features::offered_protocol(),
         };
         let events = Arc::clone(self) as Arc<dyn SessionEvents>;
@@ -58,6 +61,9 @@ impl Port {
         self.shared
             .vlan_strip
             .store(wanted.strip_vlan, Ordering::Relaxed);
+        self.shared
+            .complete_checksums
+            .store(!wanted.marks_checksums, Ordering::Relaxed);
     }
 
     /// Lets lcores poll the first `rx` and `tx` queues.

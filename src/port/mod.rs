@@ -7,7 +7,6 @@
 //! `link`, puts virtqueues into them and takes them out.
 
 mod burst;
-mod checksum;
 mod error;
 mod events;
 mod intr;

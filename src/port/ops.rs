@@ -97,6 +97,8 @@ fn wanted(dev: EthDev) -> Wanted {
     let offloads = unsafe { dev.conf() }.rxmode.offloads;
     Wanted {
         strip_vlan: offloads & RTE_ETH_RX_OFFLOAD_VLAN_STRIP != 0,
+        marks_checksums: offloads & (RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM)
+            != 0,
     }
 }
 
@@ -118,10 +120,12 @@ unsafe extern "C" fn vlan_offload_set(dev: *mut rte_eth_dev, _mask: c_int) -> c_
 /// Tells the rx queues what the application wants.
 fn tell_rx_queues(dev: EthDev, port: &Port) {
     let strip_vlan = port.shared.vlan_strip.load(Ordering::Relaxed);
+    let complete = port.shared.complete_checksums.load(Ordering::Relaxed);
     for index in 0..dev.queue_counts().0 {
         // SAFETY: what rx queue setup stored.
         if let Some(queue) = unsafe { RxQueue::from_ptr(dev.rx_queue(index)) } {
             queue.strip_vlan.store(strip_vlan, Ordering::Relaxed);
+            queue.complete_checksums.store(complete, Ordering::Relaxed);
         }
     }
 }

@@ -2,35 +2,38 @@
 
 use std::mem::MaybeUninit;
 
-use super::checksum::{self, Request, Transport};
-use crate::datapath::{Packet, PacketPool, Prepared, Release};
+use crate::datapath::{
+    Asked, Checksum, Headers, Ip, Marks, Packet, PacketPool, Release, RxRules, Transport,
+};
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
-use crate::dpdk::mbuf::{self, Mbuf, RxFields, RxTemplate};
+use crate::dpdk::mbuf::{self, Mbuf, RxFields, RxTemplate, TxOffload};
 use crate::dpdk::mempool::{Mempool, MempoolCache};
 use crate::dpdk::sys::{
-    RTE_MBUF_F_TX_IP_CKSUM, RTE_MBUF_F_TX_IPV6, RTE_MBUF_F_TX_L4_MASK,
-    RTE_MBUF_F_TX_OUTER_IP_CKSUM, RTE_MBUF_F_TX_OUTER_UDP_CKSUM, RTE_MBUF_F_TX_TCP_CKSUM,
-    RTE_MBUF_F_TX_TCP_SEG, RTE_MBUF_F_TX_TUNNEL_MASK, RTE_MBUF_F_TX_UDP_CKSUM,
-    RTE_MBUF_F_TX_UDP_SEG, RTE_MBUF_F_TX_VLAN,
+    RTE_MBUF_F_RX_L4_CKSUM_BAD, RTE_MBUF_F_RX_L4_CKSUM_GOOD, RTE_MBUF_F_RX_L4_CKSUM_MASK,
+    RTE_MBUF_F_RX_L4_CKSUM_NONE, RTE_MBUF_F_RX_LRO, RTE_MBUF_F_TX_IP_CKSUM, RTE_MBUF_F_TX_IPV4,
+    RTE_MBUF_F_TX_IPV6, RTE_MBUF_F_TX_L4_MASK, RTE_MBUF_F_TX_OUTER_IP_CKSUM,
+    RTE_MBUF_F_TX_OUTER_IPV4, RTE_MBUF_F_TX_OUTER_IPV6, RTE_MBUF_F_TX_OUTER_UDP_CKSUM,
+    RTE_MBUF_F_TX_SCTP_CKSUM, RTE_MBUF_F_TX_TCP_CKSUM, RTE_MBUF_F_TX_TCP_SEG,
+    RTE_MBUF_F_TX_TUNNEL_MASK, RTE_MBUF_F_TX_UDP_CKSUM, RTE_MBUF_F_TX_UDP_SEG, RTE_MBUF_F_TX_VLAN,
+    RTE_PTYPE_L2_ETHER, RTE_PTYPE_L2_ETHER_VLAN, RTE_PTYPE_L3_IPV4, RTE_PTYPE_L3_IPV6,
+    RTE_PTYPE_L4_TCP,
 };
 
-/// Bytes of a VLAN tag (IEEE 802.1Q).
-const VLAN_LEN: u16 = 4;
-/// The tag protocol identifier of a VLAN tag.
-const VLAN_TPID: u16 = 0x8100;
-/// Bytes of both addresses of an Ethernet header; the tag goes behind them.
-const ADDRESSES_LEN: usize = 12;
-
-/// Requests that are done here, in the packet.
-const CHECKSUMS: u64 = RTE_MBUF_F_TX_L4_MASK | RTE_MBUF_F_TX_IP_CKSUM;
-/// Requests that cannot be done without a guest that takes them.
-const UNABLE: u64 = RTE_MBUF_F_TX_TCP_SEG
-    | RTE_MBUF_F_TX_UDP_SEG
+/// Requests for a checksum of the transport, or for cutting.
+const TRANSPORT: u64 = RTE_MBUF_F_TX_L4_MASK | RTE_MBUF_F_TX_TCP_SEG | RTE_MBUF_F_TX_UDP_SEG;
+/// All requests.
+const REQUESTS: u64 = RTE_MBUF_F_TX_VLAN
+    | RTE_MBUF_F_TX_IP_CKSUM
     | RTE_MBUF_F_TX_OUTER_IP_CKSUM
-    | RTE_MBUF_F_TX_OUTER_UDP_CKSUM;
-/// Requests that the short body leaves to [`Packet::prepare`].
-const REQUESTS: u64 = RTE_MBUF_F_TX_VLAN | CHECKSUMS | UNABLE;
+    | RTE_MBUF_F_TX_OUTER_UDP_CKSUM
+    | TRANSPORT;
+/// Marks by the port that received the packet. "No checksum" is two bits, of which "bad" is one.
+const MARKS: u64 = RTE_MBUF_F_RX_LRO | RTE_MBUF_F_RX_L4_CKSUM_BAD;
+/// A packet with any of these is not for the short body.
+const ASKING: u64 = REQUESTS | MARKS;
+/// The headers that the lengths in the mbuf speak of are inside others.
+const TUNNEL: u64 = RTE_MBUF_F_TX_TUNNEL_MASK | RTE_MBUF_F_TX_OUTER_IPV4 | RTE_MBUF_F_TX_OUTER_IPV6;
 
 /// A place in a burst's array.
 ///
@@ -60,42 +63,6 @@ impl Slot {
     }
 }
 
-impl Slot {
-    /// Writes the checksums that the mbuf asks for, and takes the requests back. False when the
-    /// headers are shared, not in the first segment, or not what the request says.
-    fn complete_checksums(&mut self, mbuf: Mbuf) -> bool {
-        let flags = mbuf.ol_flags();
-        let transport = match flags & RTE_MBUF_F_TX_L4_MASK {
-            0 => None,
-            RTE_MBUF_F_TX_TCP_CKSUM => Some(Transport::Tcp),
-            RTE_MBUF_F_TX_UDP_CKSUM => Some(Transport::Udp),
-            _ => return false,
-        };
-        // In a tunnel these are the lengths of the inner headers, whose place depends on the kind.
-        if flags & RTE_MBUF_F_TX_TUNNEL_MASK != 0 || !mbuf.is_exclusive() {
-            return false;
-        }
-        let offload = mbuf.tx_offload();
-        let request = Request {
-            l2_len: usize::from(offload.l2_len()),
-            l3_len: usize::from(offload.l3_len()),
-            ipv6: flags & RTE_MBUF_F_TX_IPV6 != 0,
-            header: flags & RTE_MBUF_F_TX_IP_CKSUM != 0,
-            transport,
-        };
-        let len = usize::from(mbuf.data_len());
-        // SAFETY: an mbuf has `data_len` bytes at its data, the driver has the packet, and no other
-        // mbuf has this buffer (checked above).
-        let first = unsafe { std::slice::from_raw_parts_mut(mbuf.data(), len) };
-        let rest = mbuf.segments().skip(1).map(|segment| self.bytes(segment));
-        if checksum::complete(first, rest, &request).is_none() {
-            return false;
-        }
-        mbuf.set_ol_flags(mbuf.ol_flags() & !CHECKSUMS);
-        true
-    }
-}
-
 impl Packet for Slot {
     #[inline(always)]
     fn len(&self) -> u32 {
@@ -105,21 +72,15 @@ impl Packet for Slot {
     #[inline(always)]
     fn plain(&self) -> Option<&[u8]> {
         let mbuf = self.mbuf();
-        let plain = mbuf.nb_segs() == 1 && mbuf.ol_flags() & REQUESTS == 0;
+        let plain = mbuf.nb_segs() == 1 && mbuf.ol_flags() & ASKING == 0;
         plain.then(|| self.bytes(mbuf))
     }
 
-    fn prepare(&mut self) -> Prepared {
+    #[inline(always)]
+    fn asked(&self) -> Option<Asked> {
         let mbuf = self.mbuf();
-        let asked = mbuf.ol_flags();
-        let able = asked & UNABLE == 0
-            && (asked & CHECKSUMS == 0 || self.complete_checksums(mbuf))
-            && (asked & RTE_MBUF_F_TX_VLAN == 0 || insert_vlan(mbuf));
-        if able {
-            Prepared::Ready
-        } else {
-            Prepared::Refused
-        }
+        let asks = mbuf.ol_flags() & ASKING != 0;
+        asks.then(|| asked(mbuf))
     }
 
     #[inline(always)]
@@ -128,33 +89,103 @@ impl Packet for Slot {
     }
 }
 
-/// Puts the tag that the mbuf asks for into its header, and takes the request back. False when the
-/// packet is shared, has no headroom, or has its header in pieces.
-fn insert_vlan(mbuf: Mbuf) -> bool {
-    if !mbuf.is_exclusive() || usize::from(mbuf.data_len()) < ADDRESSES_LEN {
-        return false;
-    }
-    let Some(start) = mbuf.prepend(VLAN_LEN) else {
-        return false;
-    };
-    let [t0, t1] = VLAN_TPID.to_be_bytes();
-    let [v0, v1] = mbuf.vlan_tci().to_be_bytes();
-    let behind = start.wrapping_add(usize::from(VLAN_LEN));
-    // SAFETY: `prepend` made room for 4 bytes at `start`, 12 more follow in this segment, and the
-    // buffer is ours alone; the two may overlap.
-    unsafe { start.copy_from(behind, ADDRESSES_LEN) };
-    let tag = start.wrapping_add(ADDRESSES_LEN).cast::<[u8; 4]>();
-    // SAFETY: bytes 12 to 16 of at least 16.
-    unsafe { tag.write([t0, t1, v0, v1]) };
+/// What an mbuf asks for, or is marked with where it asks for nothing that contradicts.
+#[inline(never)]
+fn asked(mbuf: Mbuf) -> Asked {
+    let flags = mbuf.ol_flags();
     let offload = mbuf.tx_offload();
-    let longer = |len: u16| len.saturating_add(VLAN_LEN);
-    mbuf.set_tx_offload(if mbuf.ol_flags() & RTE_MBUF_F_TX_TUNNEL_MASK != 0 {
-        offload.with_outer_l2_len(longer(offload.outer_l2_len()))
+    let has = |flag: u64| flags & flag != 0;
+    let outer_len = offload
+        .outer_l2_len()
+        .saturating_add(offload.outer_l3_len());
+    let tunnel = has(TUNNEL);
+    let mut asked = Asked {
+        vlan: has(RTE_MBUF_F_TX_VLAN).then(|| mbuf.vlan_tci()),
+        tunnel,
+        outer_ip: (flags & RTE_MBUF_F_TX_OUTER_IP_CKSUM != 0)
+            .then(|| (offload.outer_l2_len(), offload.outer_l3_len())),
+        unable: has(RTE_MBUF_F_TX_OUTER_UDP_CKSUM),
+        ..Asked::default()
+    };
+    if !has(TRANSPORT | RTE_MBUF_F_TX_IP_CKSUM) {
+        let missing = flags & RTE_MBUF_F_RX_L4_CKSUM_MASK == RTE_MBUF_F_RX_L4_CKSUM_NONE;
+        asked.received_partial = missing;
+        if has(RTE_MBUF_F_RX_LRO) {
+            asked.received_segment_size = offload.tso_segsz();
+        }
+        return asked;
+    }
+    asked.l2_len = offload
+        .l2_len()
+        .saturating_add(if tunnel { outer_len } else { 0 });
+    asked.l3_len = offload.l3_len();
+    asked.l4_len = offload.l4_len();
+    asked.ip = if has(RTE_MBUF_F_TX_IPV6) {
+        Some(Ip::V6)
+    } else if has(RTE_MBUF_F_TX_IPV4) {
+        Some(Ip::V4)
     } else {
-        offload.with_l2_len(longer(offload.l2_len()))
-    });
-    mbuf.set_ol_flags(mbuf.ol_flags() & !RTE_MBUF_F_TX_VLAN);
-    true
+        None
+    };
+    asked.ip_checksum = has(RTE_MBUF_F_TX_IP_CKSUM);
+    let segment_size = Some(offload.tso_segsz());
+    (asked.transport, asked.segment_size) = if has(RTE_MBUF_F_TX_TCP_SEG) {
+        (Some(Transport::Tcp), segment_size)
+    } else if has(RTE_MBUF_F_TX_UDP_SEG) {
+        (Some(Transport::Udp), segment_size)
+    } else {
+        let transport = match flags & RTE_MBUF_F_TX_L4_MASK {
+            RTE_MBUF_F_TX_TCP_CKSUM => Some(Transport::Tcp),
+            RTE_MBUF_F_TX_UDP_CKSUM => Some(Transport::Udp),
+            RTE_MBUF_F_TX_SCTP_CKSUM => Some(Transport::Sctp),
+            _ => None,
+        };
+        (transport, None)
+    };
+    asked
+}
+
+/// The requests that say `asked`, for whoever sends the packet on.
+fn request(mbuf: Mbuf, asked: Asked) {
+    let mut flags = match asked.ip {
+        Some(Ip::V4) => RTE_MBUF_F_TX_IPV4,
+        Some(Ip::V6) => RTE_MBUF_F_TX_IPV6,
+        None => 0,
+    };
+    flags |= match (asked.transport, asked.segment_size) {
+        (None, _) => 0,
+        (Some(Transport::Tcp), None) => RTE_MBUF_F_TX_TCP_CKSUM,
+        (Some(Transport::Udp), None) => RTE_MBUF_F_TX_UDP_CKSUM,
+        (Some(Transport::Sctp), _) => RTE_MBUF_F_TX_SCTP_CKSUM,
+        (Some(Transport::Tcp), Some(_)) => RTE_MBUF_F_TX_TCP_CKSUM | RTE_MBUF_F_TX_TCP_SEG,
+        (Some(Transport::Udp), Some(_)) => RTE_MBUF_F_TX_UDP_CKSUM | RTE_MBUF_F_TX_UDP_SEG,
+    };
+    let offload = TxOffload::default()
+        .with_l2_len(asked.l2_len)
+        .with_l3_len(asked.l3_len)
+        .with_l4_len(asked.l4_len)
+        .with_tso_segsz(asked.segment_size.unwrap_or_default());
+    mbuf.set_tx_offload(offload);
+    mbuf.set_ol_flags(mbuf.ol_flags() | flags);
+}
+
+/// The packet type of a frame: TCP by what was found, anything else by DPDK's own parser, which
+/// knows more kinds, and not the same ones in each line.
+fn packet_type(mbuf: Mbuf, headers: &Headers) -> u32 {
+    let l2 = match headers.l2_len {
+        14 => RTE_PTYPE_L2_ETHER,
+        18 => RTE_PTYPE_L2_ETHER_VLAN,
+        _ => return mbuf.parsed_type(),
+    };
+    let l3 = match (headers.ip, headers.l3_len) {
+        (Some(Ip::V4), 20) => RTE_PTYPE_L3_IPV4,
+        (Some(Ip::V6), 40) => RTE_PTYPE_L3_IPV6,
+        _ => return mbuf.parsed_type(),
+    };
+    match headers.transport {
+        Some(Transport::Tcp) => l2 | l3 | RTE_PTYPE_L4_TCP,
+        _ => mbuf.parsed_type(),
+    }
 }
 
 /// Where sent packets go back to: each mbuf to its own pool.
@@ -192,6 +223,7 @@ pub struct RxPool {
     headroom: usize,
     room: usize,
     chains: bool,
+    rules: RxRules,
 }
 
 /// What is the same for all mbufs that an rx queue takes from its pool.
@@ -210,7 +242,7 @@ pub struct RxShape {
 impl RxPool {
     /// The pool for one burst on the calling lcore.
     #[inline(always)]
-    pub fn new(pool: Mempool, shape: RxShape) -> Self {
+    pub fn new(pool: Mempool, shape: RxShape, rules: RxRules) -> Self {
         let lcore = Lcore::current();
         Self {
             pool,
@@ -220,6 +252,7 @@ impl RxPool {
             headroom: usize::from(shape.headroom),
             room: usize::from(shape.room),
             chains: shape.chains,
+            rules,
         }
     }
 
@@ -290,4 +323,62 @@ impl PacketPool for RxPool {
         head.set_nb_segs(head.nb_segs().saturating_add(1));
         head.set_pkt_len(head.pkt_len().wrapping_add(len));
     }
+
+    #[inline(always)]
+    fn rules(&self) -> RxRules {
+        self.rules
+    }
+
+    fn store(&self, packet: &mut Slot, at: usize, value: [u8; 2]) -> bool {
+        store(packet, at, value)
+    }
+
+    fn mark(&self, packet: &mut Slot, marks: Marks) {
+        mark(*packet, marks);
+    }
+
+    fn ask(&self, packet: &mut Slot, asked: Asked) {
+        request(packet.mbuf(), asked);
+    }
 }
+
+/// Writes `value` at offset `at` of a packet that was just received.
+fn store(packet: &Slot, at: usize, value: [u8; 2]) -> bool {
+    let mut left = value.as_slice();
+    let mut begin = 0;
+    for segment in packet.mbuf().segments() {
+        let len = usize::from(segment.data_len());
+        while let [byte, rest @ ..] = left {
+            // The place of the next byte in this segment.
+            let place = at + (value.len() - left.len()) - begin;
+            if place >= len {
+                break;
+            }
+            let to = segment.data().wrapping_add(place);
+            // SAFETY: `place` is inside the segment's data, and the packet was just received, so
+            // nobody else has it.
+            unsafe { to.write(*byte) };
+            left = rest;
+        }
+        begin += len;
+    }
+    left.is_empty()
+}
+
+fn mark(packet: Slot, marks: Marks) {
+    let mbuf = packet.mbuf();
+    let mut flags = match marks.checksum {
+        Checksum::Unknown => 0,
+        Checksum::Missing => RTE_MBUF_F_RX_L4_CKSUM_NONE,
+        Checksum::Good => RTE_MBUF_F_RX_L4_CKSUM_GOOD,
+    };
+    if marks.segment_size != 0 {
+        flags |= RTE_MBUF_F_RX_LRO;
+        mbuf.set_tx_offload(TxOffload::default().with_tso_segsz(marks.segment_size));
+    }
+    mbuf.set_ol_flags(mbuf.ol_flags() | flags);
+    mbuf.set_packet_type(packet_type(mbuf, &marks.headers));
+}
+
+#[cfg(test)]
+mod tests;

@@ -91,11 +91,6 @@ fn warn_without_effect(name: &str, config: &PortConfig) {
             "postcopy migration is not offered",
         ),
         (
-            config.tso,
-            "tso",
-            "segmentation offloads are not offered to guests",
-        ),
-        (
             config.ext_buffer,
             "ext-buffer",
             "frames longer than an mbuf come as without it",

@@ -13,13 +13,14 @@ use super::rarp;
 use super::stats::QueueStats;
 use super::vring::{RxVring, TxVring};
 use super::{Port, PortError};
-use crate::datapath::{DequeueBurst, EnqueueBurst};
+use crate::datapath::{DequeueBurst, EnqueueBurst, RxRules};
 use crate::devargs::PortConfig;
 use crate::dpdk::ethdev::EthDev;
 use crate::dpdk::mbuf::RxTemplate;
 use crate::dpdk::mempool::Mempool;
 use crate::dpdk::sys::RTE_PKTMBUF_HEADROOM;
 use crate::dpdk::{eal, malloc};
+use crate::session::features::{self, Offer, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM};
 
 /// Rings that the port receives from.
 pub(super) type Dequeue = DequeueBurst<RxPool>;
@@ -49,6 +50,8 @@ pub(super) struct Shared {
     pub(super) started: AtomicBool,
     pub(super) attached: AtomicBool,
     pub(super) vlan_strip: AtomicBool,
+    /// Checksums that drivers leave out are made by the rx queues.
+    pub(super) complete_checksums: AtomicBool,
 }
 
 // SAFETY: atomics, and constants once the port is probed; `port` is only followed as `port_of` says.
@@ -80,12 +83,13 @@ impl SharedBox {
             iface,
             queues: config.queues,
             flags: register_flags(config),
-            disabled: if config.tso { 0 } else { HOST_TSO },
+            disabled: features::withdrawn(offer(config)),
             features: AtomicU64::new(0),
             vid: AtomicI32::new(-1),
             started: AtomicBool::new(false),
             attached: AtomicBool::new(false),
             vlan_strip: AtomicBool::new(false),
+            complete_checksums: AtomicBool::new(false),
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(shared) };
@@ -115,7 +119,14 @@ impl Drop for SharedBox {
     }
 }
 
-const HOST_TSO: u64 = 1 << 11 | 1 << 12;
+/// The devargs on which offers depend.
+pub(super) fn offer(config: &PortConfig) -> Offer {
+    Offer {
+        tso: config.tso,
+        linear_buffer: config.linear_buffer,
+        ext_buffer: config.ext_buffer,
+    }
+}
 
 /// In `Shared::flags`: not `legacy-ol-flags`.
 const COMPLIANT_OL_FLAGS: u64 = 1 << 8;
@@ -156,19 +167,26 @@ impl Shared {
     /// What a dump of the port shows: the names and the order of the C driver.
     pub(super) fn dump(&self) -> String {
         let on = |flag: &AtomicBool| u8::from(flag.load(Ordering::Relaxed));
+        let features = self.features.load(Ordering::Relaxed);
+        let attached = self.attached.load(Ordering::Relaxed);
+        let complete = self.complete_checksums.load(Ordering::Relaxed);
+        let rx_sw_csum = attached && complete && features & VIRTIO_NET_F_CSUM != 0;
+        let tx_sw_csum = attached && features & VIRTIO_NET_F_GUEST_CSUM == 0;
         format!(
             "iface_name: {}\nflags: {:#x}\ndisable_flags: {:#x}\nfeatures: {:#x}\n\
              max_queues: {}\nvid: {}\nstarted: {}\ndev_attached: {}\nvlan_strip: {}\n\
-             rx_sw_csum: 0\ntx_sw_csum: 0\n",
+             rx_sw_csum: {}\ntx_sw_csum: {}\n",
             self.iface(),
             self.flags,
             self.disabled,
-            self.features.load(Ordering::Relaxed),
+            features,
             self.queues,
             self.vid.load(Ordering::Relaxed),
             on(&self.started),
             on(&self.attached),
             on(&self.vlan_strip),
+            u8::from(rx_sw_csum),
+            u8::from(tx_sw_csum),
         )
     }
 }
@@ -231,6 +249,8 @@ pub(super) struct RxQueue {
     pub(super) index: u16,
     /// From the port's configuration, at its last start.
     pub(super) strip_vlan: AtomicBool,
+    /// As before: checksums that drivers leave out are made here.
+    pub(super) complete_checksums: AtomicBool,
     pub(super) stats: QueueStats,
 }
 
@@ -278,6 +298,7 @@ impl RxQueue {
             },
             index,
             strip_vlan: AtomicBool::new(false),
+            complete_checksums: AtomicBool::new(false),
             stats: QueueStats::default(),
         };
         // SAFETY: fresh memory of that size and alignment.
@@ -313,7 +334,14 @@ impl RxQueue {
     /// The pool, for one burst on the calling lcore.
     #[inline(always)]
     pub(super) fn pool(&self) -> RxPool {
-        RxPool::new(self.pool, self.shape)
+        let rules = if !self.shared().checksums() {
+            RxRules::Request
+        } else if self.complete_checksums.load(Ordering::Relaxed) {
+            RxRules::Complete
+        } else {
+            RxRules::Mark
+        };
+        RxPool::new(self.pool, self.shape, rules)
     }
 
     /// Receives packets into `out`; the number of places that were filled.

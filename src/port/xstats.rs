@@ -67,6 +67,8 @@ const TX_MORE: &[Entry] = &[
     ("drop_bad_desc", Some(|c| &c.drop_bad_desc)),
     ("drop_oversize", Some(|c| &c.drop_oversize)),
     ("drop_prepare", Some(|c| &c.drop_prepare)),
+    ("drop_csum", Some(|c| &c.drop_csum)),
+    ("drop_gso", Some(|c| &c.drop_gso)),
 ];
 
 /// One extended statistic of a port.
@@ -180,7 +182,7 @@ mod tests {
         let own = &names[3 * STOCK.len()..];
         assert!(own[0].starts_with("rx_q0_"));
         assert!(own.contains(&"rx_q1_drop_bad_desc".into()));
-        assert_eq!(own.last(), Some(&"tx_q0_drop_prepare".into()));
+        assert_eq!(own.last(), Some(&"tx_q0_drop_gso".into()));
     }
 
     #[test]

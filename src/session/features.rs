@@ -99,9 +99,44 @@ bits! {
     VHOST_USER_PROTOCOL_F_STATUS = 16,
 }
 
-/// The virtio features that a port offers.
+/// What an offer depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Drivers may send large frames of TCP.
+    pub tso: bool,
+    /// Frames are received into one buffer each.
+    pub linear_buffer: bool,
+    /// That buffer may be larger than one of the pool.
+    pub ext_buffer: bool,
+}
+
+/// The virtio features that are not offered, of those in [`offered`].
+pub fn withdrawn(offer: Offer) -> u64 {
+    let tso = VIRTIO_NET_F_HOST_TSO4 | VIRTIO_NET_F_HOST_TSO6;
+    if offer.linear_buffer && !offer.ext_buffer {
+        // Nothing that may be larger than a buffer.
+        tso | VIRTIO_NET_F_HOST_UFO
+    } else if offer.tso {
+        0
+    } else {
+        tso
+    }
+}
+
+/// The virtio features that a port can offer.
 pub fn offered() -> u64 {
-    VIRTIO_NET_F_MTU
+    VIRTIO_NET_F_CSUM
+        | VIRTIO_NET_F_GUEST_CSUM
+        | VIRTIO_NET_F_MTU
+        | VIRTIO_NET_F_GSO
+        | VIRTIO_NET_F_GUEST_TSO4
+        | VIRTIO_NET_F_GUEST_TSO6
+        | VIRTIO_NET_F_GUEST_ECN
+        | VIRTIO_NET_F_GUEST_UFO
+        | VIRTIO_NET_F_HOST_TSO4
+        | VIRTIO_NET_F_HOST_TSO6
+        | VIRTIO_NET_F_HOST_ECN
+        | VIRTIO_NET_F_HOST_UFO
         | VIRTIO_NET_F_MRG_RXBUF
         | VIRTIO_NET_F_CTRL_VQ
         | VIRTIO_NET_F_CTRL_RX
@@ -168,7 +203,26 @@ mod tests {
 
     #[test]
     fn bits_have_the_numbers_of_the_specification() {
-        assert_eq!(offered(), 0xd_7866_8008);
+        assert_eq!(offered(), 0xd_7866_ffcb);
         assert_eq!(offered_protocol(), 0x1_803d);
+    }
+
+    #[test]
+    fn devargs_withdraw_what_the_c_driver_withdraws() {
+        let word = |tso, linear_buffer, ext_buffer| {
+            let offer = Offer {
+                tso,
+                linear_buffer,
+                ext_buffer,
+            };
+            // The C driver also offers the dirty log.
+            offered() & !withdrawn(offer) | VHOST_F_LOG_ALL
+        };
+        assert_eq!(word(false, false, false), 0xd_7c66_e7cb);
+        assert_eq!(word(true, false, false), 0xd_7c66_ffcb);
+        assert_eq!(word(false, true, false), 0xd_7c66_a7cb);
+        assert_eq!(word(true, true, false), 0xd_7c66_a7cb);
+        assert_eq!(word(true, true, true), 0xd_7c66_ffcb);
+        assert_eq!(word(false, true, true), 0xd_7c66_e7cb);
     }
 }

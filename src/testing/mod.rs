@@ -10,8 +10,10 @@ mod buffer;
 mod driver;
 mod memory;
 mod packet;
+mod wire;
 
 pub use buffer::{Buffer, Frame, Used};
 pub use driver::FakeDriver;
 pub use memory::{APART, BUFFERS, FakeMemory, NEXT, RINGS, UNMAPPED};
 pub use packet::{FakePacket, FakePool};
+pub use wire::{Build, crc32c, naive_sum};

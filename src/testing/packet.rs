@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-use crate::datapath::{Packet, PacketPool, Prepared, Release};
+use crate::datapath::{Marks, Packet, PacketPool, Release, RxRules};
+use crate::virtio_net::Asked;
 
 /// Bytes after a segment's room that nobody may touch.
 const RED_ZONE: usize = 64;
@@ -21,8 +22,8 @@ struct Segment {
     /// Bytes of the whole packet; of its first segment only.
     total: Cell<u32>,
     next: Cell<FakePacket>,
-    asks: Cell<bool>,
-    refused: Cell<bool>,
+    asked: Cell<Option<Asked>>,
+    marks: Cell<Option<Marks>>,
 }
 
 /// A handle of a fake packet. Any use of a packet that was released panics.
@@ -68,18 +69,16 @@ impl FakePacket {
         self.chain().map(<[u8]>::len).collect()
     }
 
-    /// The packet asks for something that must be prepared before it is sent.
+    /// The packet asks for something.
     #[must_use]
-    pub fn asking(self) -> Self {
-        self.segment().asks.set(true);
+    pub fn asking(self, asked: Asked) -> Self {
+        self.segment().asked.set(Some(asked));
         self
     }
 
-    /// The packet asks for something that cannot be done.
-    #[must_use]
-    pub fn refused(self) -> Self {
-        self.segment().refused.set(true);
-        self.asking()
+    /// What the packet was marked with.
+    pub fn marks(self) -> Option<Marks> {
+        self.segment().marks.get()
     }
 }
 
@@ -90,16 +89,12 @@ impl Packet for FakePacket {
 
     fn plain(&self) -> Option<&[u8]> {
         let segment = self.segment();
-        let plain = !segment.asks.get() && segment.next.get().0.is_none();
+        let plain = segment.asked.get().is_none() && segment.next.get().0.is_none();
         plain.then(|| self.bytes())
     }
 
-    fn prepare(&mut self) -> Prepared {
-        if self.segment().refused.get() {
-            Prepared::Refused
-        } else {
-            Prepared::Ready
-        }
+    fn asked(&self) -> Option<Asked> {
+        self.segment().asked.get()
     }
 
     fn segments(&self) -> impl Iterator<Item = &[u8]> {
@@ -113,6 +108,7 @@ pub struct FakePool {
     room: usize,
     limit: usize,
     chains: bool,
+    rules: RxRules,
     live: usize,
     free: Vec<NonNull<Segment>>,
     all: RefCell<Vec<NonNull<Segment>>>,
@@ -125,6 +121,7 @@ impl FakePool {
             room,
             limit: usize::MAX,
             chains: true,
+            rules: RxRules::default(),
             live: 0,
             free: Vec::new(),
             all: RefCell::default(),
@@ -141,6 +138,11 @@ impl FakePool {
         self.chains = false;
     }
 
+    /// From now on marks are wanted like this.
+    pub fn set_rules(&mut self, rules: RxRules) {
+        self.rules = rules;
+    }
+
     /// Segments that are not in the pool.
     pub fn live(&self) -> usize {
         self.live
@@ -155,8 +157,8 @@ impl FakePool {
         fresh.len.set(0);
         fresh.total.set(0);
         fresh.next.set(FakePacket::default());
-        fresh.asks.set(false);
-        fresh.refused.set(false);
+        fresh.asked.set(None);
+        fresh.marks.set(None);
         FakePacket(Some(segment))
     }
 
@@ -169,8 +171,8 @@ impl FakePool {
             len: Cell::new(0),
             total: Cell::new(0),
             next: Cell::new(FakePacket::default()),
-            asks: Cell::new(false),
-            refused: Cell::new(false),
+            asked: Cell::new(None),
+            marks: Cell::new(None),
         });
         let segment = NonNull::from(Box::leak(segment));
         self.all.borrow_mut().push(segment);
@@ -259,6 +261,36 @@ impl PacketPool for FakePool {
         last.segment().next.set(segment);
         let first = head.segment();
         first.total.set(first.total.get() + len);
+    }
+
+    fn rules(&self) -> RxRules {
+        self.rules
+    }
+
+    fn store(&self, packet: &mut FakePacket, at: usize, value: [u8; 2]) -> bool {
+        for (at, value) in (at..).zip(value) {
+            let mut left = at;
+            let mut segment = *packet;
+            while left >= segment.segment().len.get() as usize {
+                left -= segment.segment().len.get() as usize;
+                segment = segment.segment().next.get();
+                if segment.0.is_none() {
+                    return false;
+                }
+            }
+            if let Some(byte) = self.space(&mut segment).get_mut(left) {
+                byte.write(value);
+            }
+        }
+        true
+    }
+
+    fn mark(&self, packet: &mut FakePacket, marks: Marks) {
+        packet.segment().marks.set(Some(marks));
+    }
+
+    fn ask(&self, packet: &mut FakePacket, asked: Asked) {
+        packet.segment().asked.set(Some(asked));
     }
 }
 

@@ -459,30 +459,6 @@ fn packets_that_are_not_taken_stay_the_callers() {
 }
 
 #[test]
-fn a_packet_that_asks_for_something_is_prepared_and_sent() {
-    let mut driver = modern(8);
-    driver.offer(&[Buffer::writable(2048)]);
-    let frame = Frame::new(64, 1);
-    let packet = driver.packet(&frame).asking();
-    assert_eq!(driver.enqueue_packets(&[packet]), 1);
-    assert_eq!(driver.frames(), [frame]);
-}
-
-#[test]
-fn a_packet_that_cannot_be_prepared_counts_as_taken() {
-    let mut driver = modern(8);
-    driver.offer(&[Buffer::writable(2048)]);
-    driver.offer(&[Buffer::writable(2048)]);
-    let frame = Frame::new(64, 2);
-    let refused = driver.packet(&Frame::new(64, 1)).refused();
-    let packets = [refused, driver.packet(&frame)];
-    assert_eq!(driver.enqueue_packets(&packets), 2);
-    assert_eq!(driver.frames(), [frame]);
-    assert_eq!(driver.counted(|c| &c.drop_prepare), 1);
-    assert_eq!(driver.pool.live(), 0);
-}
-
-#[test]
 fn any_size_of_burst_fills_as_many_buffers() {
     let mut driver = mergeable(512);
     for burst in 1..=300 {

@@ -1,0 +1,285 @@
+//! Where the headers of a frame are: Ethernet, up to two VLAN tags, IP, and the transport above it.
+#![forbid(unsafe_code)]
+
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ip {
+    /// Version 4.
+    V4,
+    /// Version 6.
+    V6,
+}
+
+/// A transport with a checksum that can be left to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Transport {
+    /// Where the checksum's field is in the header.
+    pub const fn field(self) -> u16 {
+        match self {
+            Self::Tcp => 16,
+            Self::Udp => 6,
+            Self::Sctp => 8,
+        }
+    }
+
+    /// The number in the IP header.
+    pub const fn protocol(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    /// Bytes of the shortest header.
+    pub const fn least(self) -> u16 {
+        match self {
+            Self::Tcp => 20,
+            Self::Udp => 8,
+            Self::Sctp => 12,
+        }
+    }
+
+    fn of(protocol: u8) -> Option<Self> {
+        match protocol {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes of an Ethernet header.
+const ETHERNET: u16 = 14;
+/// Bytes of a VLAN tag.
+const TAG: u16 = 4;
+/// Bytes of an IPv4 header without options.
+pub(super) const IPV4_LEN: u16 = 20;
+/// Bytes of an IPv6 header without extensions.
+pub(super) const IPV6_LEN: u16 = 40;
+/// The most IPv6 extensions that are followed.
+const MAX_EXTENSIONS: usize = 5;
+
+/// What a frame begins with. Lengths end with the first header that is not known or not whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Headers {
+    /// Ethernet and tags.
+    pub l2_len: u16,
+    /// The version of IP.
+    pub ip: Option<Ip>,
+    /// IP with options or extensions.
+    pub l3_len: u16,
+    /// The transport; none in a fragment.
+    pub transport: Option<Transport>,
+    /// The transport's header.
+    pub l4_len: u16,
+}
+
+impl Headers {
+    /// Looks at the start of a frame. 192 bytes are enough for all but odd ones.
+    pub fn parse(frame: &[u8]) -> Self {
+        let mut headers = Self::default();
+        let Some(protocol) = headers.parse_to_transport(frame) else {
+            return headers;
+        };
+        let at = usize::from(headers.l2_len) + usize::from(headers.l3_len);
+        let Some(header) = frame.get(at..) else {
+            return headers;
+        };
+        headers.transport = Transport::of(protocol).filter(|transport| {
+            headers.l4_len = match transport {
+                Transport::Tcp => u16::from(header.get(12).copied().unwrap_or_default() >> 4) * 4,
+                other => other.least(),
+            };
+            headers.l4_len >= transport.least() && header.len() >= usize::from(transport.least())
+        });
+        if headers.transport.is_none() {
+            headers.l4_len = 0;
+        }
+        headers
+    }
+
+    /// Everything below the transport; its number, when there is one.
+    fn parse_to_transport(&mut self, frame: &[u8]) -> Option<u8> {
+        let mut kind = word(frame, 12)?;
+        self.l2_len = ETHERNET;
+        // The outer tag of two has another number than a single one.
+        let tags = match kind {
+            0x8100 => 1,
+            0x88a8 => 2,
+            _ => 0,
+        };
+        if tags != 0 {
+            self.l2_len += TAG * tags;
+            kind = word(frame, usize::from(self.l2_len) - 2)?;
+        }
+        let header = frame.get(usize::from(self.l2_len)..)?;
+        match kind {
+            0x0800 => self.parse_ipv4(header),
+            0x86dd => self.parse_ipv6(header),
+            _ => None,
+        }
+    }
+
+    fn parse_ipv4(&mut self, header: &[u8]) -> Option<u8> {
+        let len = u16::from(header.first()? & 0xf) * 4;
+        if len < IPV4_LEN || header.len() < usize::from(len) {
+            return None;
+        }
+        self.ip = Some(Ip::V4);
+        self.l3_len = len;
+        // More fragments follow, or came before.
+        let fragment = word(header, 6)? & 0x3fff != 0;
+        if fragment {
+            return None;
+        }
+        header.get(9).copied()
+    }
+
+    fn parse_ipv6(&mut self, header: &[u8]) -> Option<u8> {
+        if header.len() < usize::from(IPV6_LEN) {
+            return None;
+        }
+        self.ip = Some(Ip::V6);
+        self.l3_len = IPV6_LEN;
+        let mut next = *header.get(6)?;
+        for _ in 0..MAX_EXTENSIONS {
+            match next {
+                // Hop-by-hop options, routing, destination options.
+                0 | 43 | 60 => {
+                    let at = usize::from(self.l3_len);
+                    let len = u16::from(*header.get(at + 1)?) * 8 + 8;
+                    if header.len() < at + usize::from(len) {
+                        return None;
+                    }
+                    next = *header.get(at)?;
+                    self.l3_len += len;
+                }
+                // Fragment.
+                44 => return None,
+                _ => return Some(next),
+            }
+        }
+        None
+    }
+}
+
+/// The big-endian word at `at`.
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u16> {
+    let word = bytes.get(at..at + 2)?;
+    Some(u16::from_be_bytes(word.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ethernet(kinds: &[u16]) -> Vec<u8> {
+        let mut frame = vec![2; 12];
+        for (nth, kind) in kinds.iter().enumerate() {
+            if nth != 0 {
+                frame.extend([0, 5]);
+            }
+            frame.extend(kind.to_be_bytes());
+        }
+        frame
+    }
+
+    fn ipv4(protocol: u8, options: usize) -> Vec<u8> {
+        let mut header = vec![0; 20 + options];
+        header[0] = 0x45 + u8::try_from(options / 4).unwrap();
+        header[9] = protocol;
+        header
+    }
+
+    fn tcp(options: usize) -> Vec<u8> {
+        let mut header = vec![0; 20 + options];
+        header[12] = u8::try_from((5 + options / 4) << 4).unwrap();
+        header
+    }
+
+    fn lens(frame: &[u8]) -> (u16, u16, u16) {
+        let headers = Headers::parse(frame);
+        (headers.l2_len, headers.l3_len, headers.l4_len)
+    }
+
+    #[test]
+    fn tcp_over_ipv4_with_options_and_tags() {
+        for (kinds, l2_len) in [
+            (&[0x0800][..], 14),
+            (&[0x8100, 0x0800], 18),
+            (&[0x88a8, 0x8100, 0x0800], 22),
+        ] {
+            let frame = [ethernet(kinds), ipv4(6, 8), tcp(12)].concat();
+            let headers = Headers::parse(&frame);
+            assert_eq!(lens(&frame), (l2_len, 28, 32));
+            assert_eq!(headers.transport, Some(Transport::Tcp));
+            assert_eq!(headers.ip, Some(Ip::V4));
+        }
+    }
+
+    #[test]
+    fn extensions_belong_to_the_ipv6_header() {
+        let mut ip = vec![0; 40 + 8 + 16];
+        ip[0] = 0x60;
+        ip[40] = 60;
+        ip[48] = 17;
+        ip[49] = 1;
+        let mut frame = [ethernet(&[0x86dd]), ip, vec![0; 8]].concat();
+        assert_eq!(lens(&frame), (14, 64, 8));
+        assert_eq!(Headers::parse(&frame).transport, Some(Transport::Udp));
+        // A fragment has no transport, as far as one can tell.
+        frame[14 + 40] = 44;
+        assert_eq!(Headers::parse(&frame).transport, None);
+    }
+
+    #[test]
+    fn fragments_and_headers_that_are_not_whole_have_no_transport() {
+        let mut frame = [ethernet(&[0x0800]), ipv4(6, 0), tcp(0)].concat();
+        assert!(Headers::parse(&frame).transport.is_some());
+        frame[14 + 6] = 0x40;
+        assert!(
+            Headers::parse(&frame).transport.is_some(),
+            "do not fragment"
+        );
+        for fragment in [0x20, 0x01] {
+            frame[14 + 6] = fragment;
+            assert_eq!(Headers::parse(&frame).transport, None);
+        }
+        frame[14 + 6] = 0;
+        frame.pop();
+        assert_eq!(Headers::parse(&frame).transport, None);
+        frame[14] = 0x44;
+        assert_eq!(Headers::parse(&frame).ip, None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_can_be_parsed(
+            mut frame in prop::collection::vec(any::<u8>(), 0..200),
+            kind in prop::sample::select(vec![0x0800, 0x86dd, 0x8100, 0x88a8_u16]),
+        ) {
+            if let Some(bytes) = frame.get_mut(12..14) {
+                bytes.copy_from_slice(&kind.to_be_bytes());
+            }
+            let headers = Headers::parse(&frame);
+            let whole = usize::from(headers.l2_len) + usize::from(headers.l3_len);
+            if let Some(transport) = headers.transport {
+                prop_assert!(whole + usize::from(transport.least()) <= frame.len());
+                prop_assert!(headers.ip.is_some());
+            }
+        }
+    }
+}
