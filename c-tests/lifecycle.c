@@ -50,8 +50,11 @@ values_at_probe(void)
 	CHECK(rte_eth_allmulticast_get(port) == 1, "not all multicast");
 	CHECK(rte_eth_promiscuous_enable(port) == 0, "promiscuous_enable");
 	CHECK(rte_eth_allmulticast_enable(port) == 0, "allmulticast_enable");
-	CHECK(rte_eth_promiscuous_disable(port) == -ENOTSUP, "promiscuous_disable");
-	CHECK(rte_eth_allmulticast_disable(port) == -ENOTSUP, "allmulticast_disable");
+	/* There is no filter: the stock driver refuses to do without one, ours has nothing to do. */
+	CHECK(rte_eth_promiscuous_disable(port) == (plugin_is_stock() ? -ENOTSUP : 0),
+	      "promiscuous_disable");
+	CHECK(rte_eth_allmulticast_disable(port) == (plugin_is_stock() ? -ENOTSUP : 0),
+	      "allmulticast_disable");
 	CHECK(rte_eth_dev_get_mtu(port, &mtu) == 0 && mtu == RTE_ETHER_MTU, "MTU %u", mtu);
 	CHECK(rte_eth_dev_info_get(port, &info) == 0, "no info");
 	CHECK(info.nb_rx_queues == 2 && info.nb_tx_queues == 2, "%u and %u queues",

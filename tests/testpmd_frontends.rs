@@ -104,6 +104,7 @@ fn our_other_ports_go_on_while_half_a_message_is_awaited() -> Outcome {
     let sent = half.write_all(&header(SET_MEM_TABLE, 200));
     sent.map_err(|error| error.to_string())?;
     // The first port still takes its frontend, and the second one can be closed meanwhile.
+    back.run("set portlist 0")?;
     let mut front = Frontend::client(1).start(&lab)?;
     back.wait_for_link(0, true)?;
     exchange(&mut back, &mut front)?;

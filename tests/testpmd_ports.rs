@@ -119,7 +119,7 @@ fn a_missing_folder_fails_the_configuration_but_not_the_probe() -> Outcome {
     let socket = lab.path_text("later/s");
     attach(&mut back, &format!("net_vhost0,iface={socket}"))?;
     back.run("port start 0")?;
-    assert!(back.log().contains(&socket), "{}", back.log());
+    back.wait_for_log(&socket)?;
     fs::create_dir(lab.path("later")).map_err(|error| error.to_string())?;
     back.run("port start 0")?;
     assert!(is_socket(&lab.path("later/s")), "{}", back.log());
@@ -171,11 +171,7 @@ fn our_driver_does_not_delete_a_file_that_is_no_socket() -> Outcome {
         back.run("port start 0")?;
         assert_eq!(fs::read_to_string(&path).ok().as_deref(), Some("precious"));
     }
-    assert!(
-        back.log().contains(&path.display().to_string()),
-        "{}",
-        back.log()
-    );
+    back.wait_for_log(&path.display().to_string())?;
     back.run("port close 0")?;
     back.quit()?;
     assert_eq!(fs::read_to_string(&path).ok().as_deref(), Some("precious"));
@@ -212,9 +208,7 @@ fn our_driver_refuses_a_second_port_on_the_same_socket() -> Outcome {
     let same = format!("net_vhost1,iface={}", lab.path_text("s"));
     if attach(&mut back, &same).is_ok() {
         back.run("port start 1")?;
-        let info = back.run("show port info 1")?;
-        let log = back.log();
-        assert!(log.contains("Fail to configure port 1"), "{log}{info}");
+        back.wait_for_log("Fail to configure port 1")?;
         back.run("port close 1")?;
     }
     // The first one still has its socket and its frontend.

@@ -60,6 +60,20 @@ fn expected_names() -> Vec<String> {
         .collect()
 }
 
+/// The C driver's counters come first and in its order; ours may follow.
+fn assert_names(xstats: &[(String, u64)]) {
+    let (expected, mut names) = (expected_names(), names(xstats));
+    let more = names.split_off(expected.len().min(names.len()));
+    assert_eq!(names, expected);
+    for name in more {
+        assert!(
+            name.starts_with("rx_q0_") || name.starts_with("tx_q0_"),
+            "{name}"
+        );
+        assert!(!expected.contains(&name), "{name} comes twice");
+    }
+}
+
 fn names(xstats: &[(String, u64)]) -> Vec<String> {
     xstats.iter().map(|(name, _)| name.clone()).collect()
 }
@@ -116,7 +130,7 @@ fn xstats_have_the_names_and_the_order_of_dpdk_22_11() -> Outcome {
     let (mut back, mut front) = pair(&lab, &Backend::server(&driver, 1), &Frontend::client(1))?;
     exchange_128_packets(&mut back, &mut front)?;
     let xstats = back.xstats(0)?;
-    assert_eq!(names(&xstats), expected_names());
+    assert_names(&xstats);
     for counted in [
         "rx_good_packets",
         "rx_q0_good_packets",
@@ -146,7 +160,7 @@ fn our_xstats_answer_without_a_frontend_and_outlive_it() -> Outcome {
     let lab = Lab::new("xstats-alone")?;
     let mut back = Backend::server(&driver, 1).start(&lab)?;
     let before = back.xstats(0)?;
-    assert_eq!(names(&before), expected_names());
+    assert_names(&before);
     assert!(before.iter().all(|(_, value)| *value == 0), "{before:?}");
     let mut front = Frontend::client(1).start(&lab)?;
     back.wait_for_link(0, true)?;
@@ -154,7 +168,7 @@ fn our_xstats_answer_without_a_frontend_and_outlive_it() -> Outcome {
     front.quit()?;
     back.wait_for_link(0, false)?;
     let after = back.xstats(0)?;
-    assert_eq!(names(&after), expected_names());
+    assert_names(&after);
     assert_eq!(value(&after, "rx_q0_good_packets"), 128);
     assert_eq!(value(&after, "tx_q0_good_packets"), 128);
     back.quit()?;

@@ -192,7 +192,12 @@ fn dequeue_chain<P: PacketPool, const F: u32>(
         }
         Walk::Complete(bytes) => bytes - header as u64,
     };
-    if frame > MAX_FRAME {
+    let longest = if pool.chains() {
+        MAX_FRAME
+    } else {
+        pool.room() as u64
+    };
+    if frame > longest {
         add(&counters.drop_oversize, 1);
         return Outcome::Dropped;
     }

@@ -48,6 +48,11 @@ pub trait PacketPool: Release {
     /// Bytes of data that a fresh packet has room for.
     fn room(&self) -> usize;
 
+    /// Whether a frame may be longer than [`room`](Self::room), and take several packets' buffers.
+    fn chains(&self) -> bool {
+        true
+    }
+
     /// Fills `out` with fresh packets, all or none.
     fn allocate(&mut self, out: &mut [Self::Packet]) -> bool;
 

@@ -74,9 +74,22 @@ impl MemoryTable {
     ///
     /// As for [`new`](Self::new).
     pub fn with(&self, region: Arc<Region>) -> Result<Self, TableError> {
+        let count = self.regions.len() + 1;
+        if count > Self::MAX_REGIONS {
+            return Err(TableError::TooMany(count));
+        }
+        // The others were compared with each other before.
+        if let Some(other) = self.regions.iter().find(|other| region.overlaps(other)) {
+            let (new, old) = (region.config().gpa, other.config().gpa);
+            return Err(TableError::Overlap(new, old));
+        }
+        let gpa = region.config().gpa;
+        let nth = self.regions.partition_point(|r| r.config().gpa < gpa);
         let mut regions = self.regions.to_vec();
-        regions.push(region);
-        Self::new(regions)
+        regions.insert(nth, region);
+        Ok(Self {
+            regions: regions.into(),
+        })
     }
 
     /// This table without the region of the same addresses and size as `config`; `None` when there
@@ -122,5 +135,151 @@ impl MemoryTable {
         let region = self.regions.iter().find(inside).ok_or(unmapped)?;
         let skip = at.0.wrapping_sub(region.config().uva.0);
         GuestRange::of(region, skip, len).ok_or(unmapped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+    use crate::memory::{GuestWord, MapError};
+
+    const HUGE: u64 = 2 << 20;
+
+    fn file(length: u64, flags: MemfdFlags) -> File {
+        let file = memfd_create("memory", flags | MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, length).unwrap();
+        file.into()
+    }
+
+    fn config(gpa: u64, uva: u64, size: u64, offset: u64) -> RegionConfig {
+        RegionConfig {
+            gpa: Gpa(gpa),
+            uva: Uva(uva),
+            size,
+            offset,
+        }
+    }
+
+    fn region(gpa: u64, uva: u64, size: u64) -> Arc<Region> {
+        let file = file(size, MemfdFlags::empty());
+        Arc::new(Region::map(config(gpa, uva, size, 0), file).unwrap())
+    }
+
+    #[test]
+    fn regions_may_touch_but_not_overlap() {
+        let table = MemoryTable::new(vec![region(0x2000, 0x2000, 0x1000)]).unwrap();
+        for (gpa, uva) in [(0x1000, 0x1000), (0x3000, 0x3000)] {
+            table.with(region(gpa, uva, 0x1000)).unwrap();
+        }
+        for (gpa, uva) in [(0x1001, 0x8000), (0x2fff, 0x8000), (0x8000, 0x1001)] {
+            let error = table.with(region(gpa, uva, 0x1000)).unwrap_err();
+            assert!(matches!(error, TableError::Overlap(..)));
+        }
+    }
+
+    #[test]
+    fn a_region_is_removed_by_its_addresses_and_its_size() {
+        let table = vec![region(0, 0, 0x1000), region(0x5000, 0x5000, 0x1000)];
+        let table = MemoryTable::new(table).unwrap();
+        assert!(table.without(config(0, 0, 0x800, 0)).is_none());
+        assert!(table.without(config(0, 0x1000, 0x1000, 0)).is_none());
+        let rest = table.without(config(0, 0, 0x1000, 0)).unwrap();
+        assert_eq!(rest.regions()[0].config().gpa, Gpa(0x5000));
+        assert_eq!(rest.regions().len(), 1);
+    }
+
+    #[test]
+    fn a_range_is_cut_where_its_region_ends() {
+        let table = vec![region(0x1000, 0x9000, 0x1000), region(0, 0x8000, 0x1000)];
+        let table = MemoryTable::new(table).unwrap();
+        let mut cursor = table.cursor();
+        assert_eq!(cursor.piece(Gpa(0xff0), 0x20).unwrap().len(), 0x10);
+        assert!(cursor.whole(Gpa(0xff0), 0x20).is_none());
+        assert_eq!(cursor.piece(Gpa(0x1000), 0x20).unwrap().len(), 0x20);
+        assert_eq!(cursor.piece(Gpa(0x1ff0), 0x20).unwrap().len(), 0x10);
+        assert!(cursor.piece(Gpa(0x2000), 1).is_none());
+        assert!(cursor.piece(Gpa(u64::MAX), 2).is_none());
+        assert!(table.area(Uva(0x8ff0), 0x10).is_ok());
+        assert!(table.area(Uva(0x8ff0), 0x11).is_err());
+        assert!(table.area(Uva(0x9000), u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_region_that_is_longer_than_its_file_is_refused() {
+        for (length, offset) in [(0x1001, 0), (0x1000, 1), (1, 0x1000)] {
+            let file = file(0x1000, MemfdFlags::empty());
+            let error = Region::map(config(0, 0, length, offset), file).unwrap_err();
+            assert!(matches!(error, MapError::PastEndOfFile { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn extents_that_are_empty_or_overflow_are_refused() {
+        for (gpa, uva, size, offset) in [
+            (0, 0, 0, 0),
+            (u64::MAX, 0, 2, 0),
+            (0, u64::MAX, 2, 0),
+            (0, 0, 2, u64::MAX),
+        ] {
+            let file = file(0x1000, MemfdFlags::empty());
+            let error = Region::map(config(gpa, uva, size, offset), file).unwrap_err();
+            assert!(matches!(error, MapError::Extent(_)), "{error}");
+        }
+    }
+
+    /// Maps all of `file`, and the part of it from `offset` on at address `high`; what is written
+    /// through the one must be seen through the other.
+    fn two_views(file: &File, length: u64, offset: u64, high: u64) {
+        let all = Region::map(config(0, 0, length, 0), file.try_clone().unwrap()).unwrap();
+        let part = config(high, high, length - offset, offset);
+        let part = Region::map(part, file.try_clone().unwrap()).unwrap();
+        let table = Arc::new(MemoryTable::new(vec![Arc::new(all), Arc::new(part)]).unwrap());
+        for at in [0, 0x100, length - offset - 2] {
+            let seen = GuestWord::map(&table, Uva(high + at)).unwrap();
+            let written = GuestWord::map(&table, Uva(offset + at)).unwrap();
+            written.store(0x1234, Relaxed);
+            assert_eq!(seen.load(Relaxed), 0x1234);
+        }
+    }
+
+    #[test]
+    fn an_offset_need_not_be_aligned() {
+        let file = file(0x5000, MemfdFlags::empty());
+        two_views(&file, 0x5000, 0x1110, 0x1000_0000);
+    }
+
+    #[test]
+    fn an_offset_into_huge_pages_need_not_be_aligned() {
+        let huge = MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let length = 2 * HUGE;
+        let Ok(probe) = memfd_create("memory", huge) else {
+            return;
+        };
+        // There may be no huge pages on this machine, or none left.
+        let whole = config(0, 0, length, 0);
+        if ftruncate(&probe, length).is_err() || Region::map(whole, probe.into()).is_err() {
+            return;
+        }
+        let file = file(length, huge);
+        two_views(&file, length, 0x1000, 0x1000_0000);
+        two_views(&file, length, HUGE + 0x3000, 0x1000_0000);
+    }
+
+    #[test]
+    fn a_region_knows_its_file() {
+        let (one, other) = (
+            file(0x1000, MemfdFlags::empty()),
+            file(0x1000, MemfdFlags::empty()),
+        );
+        let config = config(0, 0, 0x1000, 0);
+        let region = Region::map(config, one.try_clone().unwrap()).unwrap();
+        assert!(region.is(config, &one));
+        assert!(!region.is(config, &other));
+        assert!(!region.is(RegionConfig { size: 8, ..config }, &one));
     }
 }

@@ -39,7 +39,7 @@ use queue::{Shared, SharedBox};
 use vring::{RxVring, TxVring};
 
 pub use events::QueueEvent;
-pub use packet::{RxPool, Slot, TxRelease};
+pub use packet::{RxPool, RxShape, Slot, TxRelease};
 pub use probe::register;
 pub use registry::{connection_id, next_queue_event};
 

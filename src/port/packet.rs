@@ -191,20 +191,35 @@ pub struct RxPool {
     template: RxTemplate,
     headroom: usize,
     room: usize,
+    chains: bool,
+}
+
+/// What is the same for all mbufs that an rx queue takes from its pool.
+#[derive(Clone, Copy, Debug)]
+pub struct RxShape {
+    /// First cache line of each.
+    pub template: RxTemplate,
+    /// Bytes before the data.
+    pub headroom: u16,
+    /// Bytes for data.
+    pub room: u16,
+    /// Frames may be chains of mbufs.
+    pub chains: bool,
 }
 
 impl RxPool {
-    /// The pool for one burst on the calling lcore. `headroom` and `room` are of each fresh mbuf.
+    /// The pool for one burst on the calling lcore.
     #[inline(always)]
-    pub fn new(pool: Mempool, template: RxTemplate, headroom: u16, room: u16) -> Self {
+    pub fn new(pool: Mempool, shape: RxShape) -> Self {
         let lcore = Lcore::current();
         Self {
             pool,
             cache: pool.cache(lcore),
             lcore,
-            template,
-            headroom: usize::from(headroom),
-            room: usize::from(room),
+            template: shape.template,
+            headroom: usize::from(shape.headroom),
+            room: usize::from(shape.room),
+            chains: shape.chains,
         }
     }
 
@@ -239,6 +254,11 @@ impl PacketPool for RxPool {
     #[inline(always)]
     fn room(&self) -> usize {
         self.room
+    }
+
+    #[inline(always)]
+    fn chains(&self) -> bool {
+        self.chains
     }
 
     #[inline(always)]

@@ -77,19 +77,42 @@ fn node(device: VdevDevice) -> c_int {
     }
 }
 
+/// Says which devargs do nothing here, so that nobody looks for their effect elsewhere.
+fn warn_without_effect(name: &str, config: &PortConfig) {
+    for (on, key, instead) in [
+        (
+            config.iommu_support,
+            "iommu-support",
+            "a virtual IOMMU is not offered to guests",
+        ),
+        (
+            config.postcopy_support,
+            "postcopy-support",
+            "postcopy migration is not offered",
+        ),
+        (
+            config.tso,
+            "tso",
+            "segmentation offloads are not offered to guests",
+        ),
+        (
+            config.ext_buffer,
+            "ext-buffer",
+            "frames longer than an mbuf come as without it",
+        ),
+    ] {
+        if on {
+            log::warn!(target: PORT, "{name}: {key}=1 has no effect in this version: {instead}");
+        }
+    }
+}
+
 /// Makes a port: data only, neither socket nor thread.
 fn create(device: VdevDevice) -> Result<(), PortError> {
     let args = device.args().to_str().map_err(|_| PortError::NotText)?;
     let config = PortConfig::parse(args)?;
     let name = device.name().to_string_lossy().into_owned();
-    for (on, key) in [
-        (config.iommu_support, "iommu-support"),
-        (config.postcopy_support, "postcopy-support"),
-    ] {
-        if on {
-            log::warn!(target: PORT, "{name}: {key}=1: this version does not offer it yet");
-        }
-    }
+    warn_without_effect(&name, &config);
     let node = node(device);
     let queues = config.queues;
     let shared = SharedBox::new(&config, node)?;

@@ -8,7 +8,7 @@ use core::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
-use super::packet::{RxPool, Slot, TxRelease};
+use super::packet::{RxPool, RxShape, Slot, TxRelease};
 use super::rarp;
 use super::stats::QueueStats;
 use super::vring::{RxVring, TxVring};
@@ -227,9 +227,7 @@ pub(super) struct RxQueue {
     vring: NonNull<RxVring>,
     shared: NonNull<Shared>,
     pool: Mempool,
-    template: RxTemplate,
-    headroom: u16,
-    room: u16,
+    shape: RxShape,
     pub(super) index: u16,
     /// From the port's configuration, at its last start.
     pub(super) strip_vlan: AtomicBool,
@@ -266,14 +264,18 @@ impl RxQueue {
             });
         }
         let memory = malloc::zeroed::<Self>(c"net_vhost rxq", socket).ok_or(PortError::NoMemory)?;
+        // SAFETY: as above, a pool of pktmbufs.
+        let template = unsafe { RxTemplate::new(pool, port.dev().port_id()) };
         let queue = Self {
             vring: NonNull::from(vring),
             shared: port.shared_ptr(),
             pool,
-            // SAFETY: as above, a pool of pktmbufs.
-            template: unsafe { RxTemplate::new(pool, port.dev().port_id()) },
-            headroom,
-            room,
+            shape: RxShape {
+                template,
+                headroom,
+                room,
+                chains: !port.config.linear_buffer,
+            },
             index,
             strip_vlan: AtomicBool::new(false),
             stats: QueueStats::default(),
@@ -311,7 +313,7 @@ impl RxQueue {
     /// The pool, for one burst on the calling lcore.
     #[inline(always)]
     pub(super) fn pool(&self) -> RxPool {
-        RxPool::new(self.pool, self.template, self.headroom, self.room)
+        RxPool::new(self.pool, self.shape)
     }
 
     /// Receives packets into `out`; the number of places that were filled.

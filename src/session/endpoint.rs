@@ -227,7 +227,7 @@ impl Shared {
             match self.accept(listening) {
                 Ok(()) => pause = None,
                 Err(error) => {
-                    // Out of descriptors, say. The connection keeps waiting, and so do we.
+                    // Out of descriptors or threads, say: there is no use in hurrying.
                     if pause.is_none() {
                         say!(Error, self.iface(), "no connection accepted: {error}");
                     }

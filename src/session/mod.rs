@@ -55,11 +55,13 @@ pub struct SessionConfig {
     pub protocol_features: u64,
 }
 
-/// What a session tells its port. All calls come from the session's thread with no lock held, so
-/// that a callback of the application may query the port, or even close it.
+/// What a session tells its port. All calls come from the thread of the connection that is served,
+/// with no lock held that a port could need, so that a callback of the application may query the
+/// port, or even close it ([`Endpoint::stop`] tells what follows then).
 ///
-/// Order of a normal start: `vring_ready(0)`, `queue_state(0, true)`, `vring_ready(1)`,
-/// `queue_state(1, true)`, `link_up`, then the other vrings.
+/// Order of a normal start: `give(0)`, `queue_state(0, true)`, `give(1)`, `queue_state(1, true)`,
+/// `link_up`, then the other vrings. A message is answered after what it takes away was taken, and
+/// before what it makes ready is given.
 pub trait SessionEvents: Send + Sync {
     /// Hands over vring `index`, to be polled whenever the link is up and the port started. It
     /// comes back at once when the port has no queue for it.

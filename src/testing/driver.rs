@@ -2,114 +2,18 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
 };
 
-use super::{BUFFERS, FakeMemory, FakePacket, FakePool, RINGS};
+use super::{BUFFERS, Buffer, FakeMemory, FakePacket, FakePool, Frame, RINGS, Used};
 use crate::datapath::{QueueCounters, Release, select_dequeue, select_enqueue};
 use crate::virtio_net::{VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
 use crate::virtqueue::{
-    RingAreas, RingConfig, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, Virtqueue,
+    RingAreas, RingConfig, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue,
 };
-
-/// An element of the used ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// First descriptor of the chain.
-    pub head: u32,
-    /// Bytes that the device says it wrote.
-    pub len: u32,
-}
-
-/// A frame on the wire: no virtio-net header.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Frame(pub Vec<u8>);
-
-impl Frame {
-    /// A frame to a unicast address; other `seed`s give other bytes.
-    pub fn new(len: usize, seed: u8) -> Self {
-        let bytes = (0..len).map(|nth| {
-            let byte = (nth as u8).wrapping_mul(31) ^ (nth >> 8) as u8;
-            byte.wrapping_add(seed.wrapping_mul(2))
-        });
-        Self(bytes.collect())
-    }
-}
-
-impl fmt::Debug for Frame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let start = &self.0[..self.0.len().min(8)];
-        write!(f, "Frame({} bytes: {start:02x?}..)", self.0.len())
-    }
-}
-
-/// A buffer that a descriptor names.
-#[derive(Clone, Debug, Default)]
-pub struct Buffer {
-    at: Option<u64>,
-    len: u32,
-    flags: u16,
-    next: u16,
-    bytes: Vec<u8>,
-    /// Of an indirect table: the buffers that it names.
-    parts: Vec<(u64, u32)>,
-}
-
-impl Buffer {
-    /// `len` bytes for the device to read.
-    pub fn readable(len: u32) -> Self {
-        Self {
-            len,
-            ..Self::default()
-        }
-    }
-
-    /// `len` bytes for the device to write.
-    pub fn writable(len: u32) -> Self {
-        Self::readable(len).flags(VRING_DESC_F_WRITE)
-    }
-
-    /// Bytes for the device to read.
-    pub fn holding(bytes: impl Into<Vec<u8>>) -> Self {
-        let bytes = bytes.into();
-        Self {
-            len: u32::try_from(bytes.len()).unwrap(),
-            bytes,
-            ..Self::default()
-        }
-    }
-
-    /// At this guest-physical address; otherwise where there is room.
-    #[must_use]
-    pub fn at(self, at: u64) -> Self {
-        Self {
-            at: Some(at),
-            ..self
-        }
-    }
-
-    /// With `flags` added.
-    #[must_use]
-    pub fn flags(self, flags: u16) -> Self {
-        Self {
-            flags: self.flags | flags,
-            ..self
-        }
-    }
-
-    /// The chain goes on at descriptor `next`.
-    #[must_use]
-    pub fn next(self, next: u16) -> Self {
-        Self {
-            next,
-            ..self.flags(VRING_DESC_F_NEXT)
-        }
-    }
-}
 
 /// A driver with its ring in fake guest memory, and a virtqueue that is polled by the test.
 ///
@@ -387,7 +291,14 @@ impl FakeDriver {
     /// The frames in the chains that came back, put together as a driver does; chains that came
     /// back unused are left out.
     pub fn frames(&mut self) -> Vec<Frame> {
-        let mut used = self.used().into_iter().filter(|used| used.len != 0);
+        self.frames_and_used(&mut Vec::new())
+    }
+
+    /// As [`frames`](Self::frames); all elements that came back are appended to `seen`.
+    pub fn frames_and_used(&mut self, seen: &mut Vec<Used>) -> Vec<Frame> {
+        let used = self.used();
+        seen.extend(&used);
+        let mut used = used.into_iter().filter(|used| used.len != 0);
         let mut frames = Vec::new();
         while let Some(first) = used.next() {
             let mut bytes = self.written(first);

@@ -1,10 +1,12 @@
 //! Guest memory as a guest has it: files that we map and the driver writes.
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::memory::{Gpa, MemoryTable, Region, RegionConfig, Uva};
 
@@ -41,12 +43,8 @@ impl Backing {
             size: range.end - range.start,
             offset: OFFSET,
         };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_TMPFILE)
-            .open("/dev/shm")
-            .unwrap();
+        let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        let file = File::from(file);
         file.set_len(OFFSET + config.size + TAIL).unwrap();
         let canary = [CANARY; OFFSET as usize];
         file.write_all_at(&canary, 0).unwrap();

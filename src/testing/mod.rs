@@ -6,10 +6,12 @@
     reason = "sizes of tests are small, and a wrong one fails the test"
 )]
 
+mod buffer;
 mod driver;
 mod memory;
 mod packet;
 
-pub use driver::{Buffer, FakeDriver, Frame, Used};
+pub use buffer::{Buffer, Frame, Used};
+pub use driver::FakeDriver;
 pub use memory::{APART, BUFFERS, FakeMemory, NEXT, RINGS, UNMAPPED};
 pub use packet::{FakePacket, FakePool};

@@ -112,6 +112,7 @@ impl Packet for FakePacket {
 pub struct FakePool {
     room: usize,
     limit: usize,
+    chains: bool,
     live: usize,
     free: Vec<NonNull<Segment>>,
     all: RefCell<Vec<NonNull<Segment>>>,
@@ -123,6 +124,7 @@ impl FakePool {
         Self {
             room,
             limit: usize::MAX,
+            chains: true,
             live: 0,
             free: Vec::new(),
             all: RefCell::default(),
@@ -132,6 +134,11 @@ impl FakePool {
     /// From now on a burst gets no packet while `limit` are out.
     pub fn limit(&mut self, limit: usize) {
         self.limit = limit;
+    }
+
+    /// From now on a frame must fit into one packet.
+    pub fn linear(&mut self) {
+        self.chains = false;
     }
 
     /// Segments that are not in the pool.
@@ -219,6 +226,10 @@ impl Release for FakePool {
 impl PacketPool for FakePool {
     fn room(&self) -> usize {
         self.room
+    }
+
+    fn chains(&self) -> bool {
+        self.chains
     }
 
     fn allocate(&mut self, out: &mut [FakePacket]) -> bool {

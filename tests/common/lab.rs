@@ -65,6 +65,7 @@ impl Lab {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("nv-{}-{number}", process::id()));
         let logs = target_folder().join("test-logs").join(name);
+        let _ = fs::remove_dir_all(&logs);
         for made in [&folder, &logs] {
             fs::create_dir_all(made).map_err(|error| format!("{}: {error}", made.display()))?;
         }

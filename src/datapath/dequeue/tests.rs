@@ -518,6 +518,19 @@ fn frames_behind_one_that_found_the_pool_dry_arrive() {
 }
 
 #[test]
+fn a_pool_that_does_not_chain_gets_only_frames_that_fit() {
+    let mut driver = modern(8).packet_room(1000);
+    driver.pool.linear();
+    let fits = Frame::new(1000, 1);
+    driver.send(&Frame::new(1001, 1));
+    driver.send(&fits);
+    assert_eq!(driver.dequeue(32), [fits]);
+    assert_eq!(driver.used().len(), 2);
+    assert_eq!(driver.counted(|c| &c.drop_oversize), 1);
+    assert_eq!(driver.pool.live(), 0);
+}
+
+#[test]
 fn a_frame_of_more_than_256_kb_is_dropped_and_counted() {
     let mut driver = modern(8);
     let head = driver.offer(&vec![Buffer::readable(70_000); 4]);

@@ -9,6 +9,7 @@ use super::super::say;
 use super::Device;
 use crate::memory::{MemoryTable, Region, RegionConfig};
 
+/// Maps the `nth` region of a message.
 fn map(nth: usize, config: RegionConfig, file: File) -> Result<Arc<Region>, RequestError> {
     let region = Region::map(config, file).map_err(|source| RequestError::Map {
         nth,
@@ -89,18 +90,6 @@ impl Device {
     }
 
     fn replace_memory(&mut self, table: MemoryTable) {
-        for region in table.regions() {
-            let config = region.config();
-            say!(
-                Debug,
-                self.iface(),
-                "memory: {:#x} bytes at guest {:#x}, frontend {:#x}, offset {:#x}",
-                config.size,
-                config.gpa.0,
-                config.uva.0,
-                config.offset
-            );
-        }
         self.while_paused(|device| device.memory = Some(Arc::new(table)));
         say!(
             Info,

@@ -183,6 +183,17 @@ fn a_view_tells_how_many_chains_wait() {
 }
 
 #[test]
+fn a_ring_never_claims_more_chains_than_it_holds() {
+    let mut driver = FakeDriver::split(8).starting_at(0xfffe);
+    for index in [6, 7, 0x7000, 0xfffd] {
+        driver.set_available_index(index);
+        assert_eq!(driver.virtqueue().ring.available(), 8);
+    }
+    driver.set_available_index(5);
+    assert_eq!(driver.virtqueue().ring.available(), 7);
+}
+
+#[test]
 fn a_view_outlives_its_ring() {
     let mut driver = FakeDriver::split(8);
     let view = driver.virtqueue().view();
