@@ -279,14 +279,14 @@ bad_ring_addresses(void)
 	bool refused;
 
 	REQUIRE(begin(), "no port");
-	addresses = frontend_ring_addresses(frontend, 1, RING_SIZE);
+	addresses = frontend_ring_addresses(frontend, 1);
 	CHECK(frontend_negotiate(frontend, USUAL_FEATURES), "features");
 	CHECK(frontend_ask(frontend, SET_VRING_ADDR, &addresses, sizeof(addresses), NULL, 0) == 1,
 	      "addresses without memory");
 	for (unsigned int way = 0;; way++) {
 		frontend_disconnect(frontend);
 		REQUIRE(frontend_connect(frontend, guest.path), "no connection");
-		addresses = frontend_ring_addresses(frontend, 1, RING_SIZE);
+		addresses = frontend_ring_addresses(frontend, 1);
 		if (!spoil(way, &addresses, (uintptr_t)frontend->memory))
 			break;
 		CHECK(frontend_negotiate(frontend, USUAL_FEATURES), "features");
