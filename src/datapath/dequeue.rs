@@ -6,7 +6,7 @@ use super::counters::add;
 use super::{PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
 use crate::memory::{Cursor, GuestRange};
 use crate::virtqueue::{
-    Chain, Notified, SplitRing, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk,
+    Chain, Notified, Ring, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
 };
 
 /// The longest frame that is taken from a driver. Segmentation offload ends at 64 KB and some
@@ -17,29 +17,26 @@ const MAX_FRAME: u64 = 256 * 1024;
 #[derive(Clone, Copy)]
 struct Source<'m> {
     data: GuestRange<'m>,
-    head: u16,
+    id: u16,
 }
 
-/// What came of a chain in the general body.
-enum Outcome {
-    /// The packet is complete.
-    Received,
-    /// The chain holds no packet; it goes back unused.
-    Dropped,
-    /// The pool ran dry in the middle of the frame; the fresh packet is gone with it.
-    Lost,
+/// What the general body found at the front of the ring.
+enum Look {
+    /// Nothing more.
+    Nothing,
+    /// A frame, in this chain.
+    Frame(Walked),
+    /// A chain that holds no frame; counted, to be given back unused.
+    Dropped { id: u16, slots: u16 },
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
-pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
+pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     out: &mut [P::Packet],
     counters: &QueueCounters,
 ) -> usize {
-    if vq.ring.available() == 0 {
-        return 0;
-    }
     let Virtqueue {
         ring,
         memory,
@@ -47,80 +44,81 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
         chain,
         ..
     } = vq;
+    // `select` chose the burst by the layout.
+    let Some(ring) = R::of(ring) else { return 0 };
+    if ring.available(1) == 0 {
+        return 0;
+    }
     let mut cursor = memory.cursor();
     let mut tally = Tally::default();
     let room = pool.room();
-    // `out[..received]` are packets, `out[received..fresh]` are fresh ones.
-    let (mut received, mut fresh) = (0, 0);
-    // 1 when `out[received]` was lost with a frame.
-    let mut lost = 0;
+    let longest = if pool.chains() {
+        MAX_FRAME
+    } else {
+        room as u64
+    };
+    let mut received = 0;
     chain.begin_burst();
     while received < out.len() && !chain.exhausted() {
-        let wanted = (out.len() - received)
-            .min(PASS)
-            .min(usize::from(ring.available()));
-        if wanted == 0 {
+        let wanted = ring.available(count((out.len() - received).min(PASS)));
+        let mut sources = Slots::new();
+        gather::<R, F>(ring, &mut cursor, room, wanted, &mut sources);
+        let found = sources.len();
+        if found != 0 {
+            ring.prefetch_used(count(found));
+            let packets = out.get_mut(received..received + found).unwrap_or_default();
+            if !pool.allocate(packets) {
+                add(&counters.mbuf_alloc_failed, found as u64);
+                break;
+            }
+            for (source, packet) in sources.as_slice().iter().zip(packets) {
+                let len = copy_in(pool.space(packet), source.data);
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    reason = "`gather` took only what a descriptor's 32-bit length covers"
+                )]
+                let len = len as u32;
+                pool.finish(packet, len);
+                tally.add(len, packet.plain().unwrap_or_default());
+                ring.push_used(source.id, 1, 0);
+            }
+            ring.take(count(found));
+            received += found;
+        }
+        if found == usize::from(wanted) {
+            if found == 0 {
+                break;
+            }
+            continue;
+        }
+
+        let walked = match look::<R, F>(ring, chain, &mut cursor, longest, counters) {
+            Look::Nothing => break,
+            Look::Dropped { id, slots } => {
+                ring.push_used(id, slots, 0);
+                ring.take(slots);
+                continue;
+            }
+            Look::Frame(walked) => walked,
+        };
+        let Some(packet) = out.get_mut(received) else {
+            break;
+        };
+        if !pool.allocate(std::slice::from_mut(packet)) {
+            add(&counters.mbuf_alloc_failed, 1);
             break;
         }
-        if fresh < received + wanted {
-            let more = out.get_mut(fresh..received + wanted).unwrap_or_default();
-            if !pool.allocate(more) {
-                add(&counters.mbuf_alloc_failed, more.len() as u64);
-                if fresh == received {
-                    break;
-                }
-            } else {
-                fresh = received + wanted;
-            }
+        let complete = copy_frame::<P, F>(chain, &mut cursor, pool, packet);
+        ring.push_used(walked.id, walked.slots, 0);
+        ring.take(walked.slots);
+        if !complete {
+            // The pool is dry; another long frame would be copied in vain too.
+            add(&counters.mbuf_alloc_failed, 1);
+            add(&counters.drop_no_mbuf, 1);
+            break;
         }
-        let wanted = wanted.min(fresh - received);
-
-        let mut sources = Slots::new();
-        gather::<F>(ring, &mut cursor, room, wanted, &mut sources);
-        ring.prefetch_used(count(sources.len()));
-        let packets = out.get_mut(received..).unwrap_or_default();
-        for (source, packet) in sources.as_slice().iter().zip(packets) {
-            let len = copy_in(pool.space(packet), source.data);
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "`gather` took only what a descriptor's 32-bit length covers"
-            )]
-            let len = len as u32;
-            pool.finish(packet, len);
-            tally.add(len, packet.plain().unwrap_or_default());
-            ring.push_used(source.head, 0);
-        }
-        ring.take(count(sources.len()));
-        received += sources.len();
-
-        if sources.len() < wanted {
-            let Some(packet) = out.get_mut(received) else {
-                break;
-            };
-            let head = ring.head(0);
-            let outcome =
-                dequeue_chain::<P, F>(ring, chain, &mut cursor, pool, packet, head, counters);
-            ring.push_used(head, 0);
-            ring.take(1);
-            match outcome {
-                Outcome::Received => {
-                    let start = packet.segments().next().unwrap_or_default();
-                    tally.add(packet.len(), start);
-                    received += 1;
-                }
-                Outcome::Dropped => {}
-                Outcome::Lost => {
-                    // The pool is dry; another long frame would be copied in vain too.
-                    lost = 1;
-                    break;
-                }
-            }
-        }
-    }
-    if let Some(unused) = out.get(received + lost..fresh)
-        && !unused.is_empty()
-    {
-        pool.release(unused);
+        tally.add(packet.len(), packet.segments().next().unwrap_or_default());
+        received += 1;
     }
     if ring.publish_used() {
         match notifier.notify(ring) {
@@ -136,17 +134,16 @@ pub(super) fn dequeue_burst<P: PacketPool, const F: u32>(
 /// First pass of the short body: the packets at the front of the ring that are one descriptor, lie
 /// in one region and fit one buffer.
 #[inline(always)]
-fn gather<'m, const F: u32>(
-    ring: &SplitRing,
+fn gather<'m, R: Ring, const F: u32>(
+    ring: &R,
     cursor: &mut Cursor<'m>,
     room: usize,
-    wanted: usize,
+    wanted: u16,
     sources: &mut Slots<Source<'m>, PASS>,
 ) {
     let header = header_len(F);
-    for nth in 0..count(wanted) {
-        let head = ring.head(nth);
-        let Some(descriptor) = ring.descriptor(head) else {
+    for nth in 0..wanted {
+        let Some((descriptor, id)) = ring.peek(nth) else {
             break;
         };
         let len = descriptor.len as usize;
@@ -163,44 +160,53 @@ fn gather<'m, const F: u32>(
         buffer.prefetch(header + 64);
         sources.push(Source {
             data: buffer.after(header),
-            head,
+            id,
         });
     }
 }
 
-/// The general body: any chain, any length. `packet` is fresh, and stays so when it is not received.
+/// The general body: walks the chain at the front of the ring, whatever it looks like.
 #[inline(never)]
-fn dequeue_chain<P: PacketPool, const F: u32>(
-    ring: &SplitRing,
+fn look<R: Ring, const F: u32>(
+    ring: &R,
     chain: &mut Chain,
+    cursor: &mut Cursor<'_>,
+    longest: u64,
+    counters: &QueueCounters,
+) -> Look {
+    chain.clear();
+    let header = header_len(F) as u64;
+    let walked = match ring.walk(0, chain, cursor) {
+        Walk::Nothing => return Look::Nothing,
+        Walk::Malformed { id, slots } => {
+            add(&counters.drop_bad_desc, 1);
+            return Look::Dropped { id, slots };
+        }
+        Walk::Complete(walked) => walked,
+    };
+    let reason = if walked.bytes <= header {
+        &counters.drop_short
+    } else if walked.bytes - header > longest {
+        &counters.drop_oversize
+    } else {
+        return Look::Frame(walked);
+    };
+    add(reason, 1);
+    Look::Dropped {
+        id: walked.id,
+        slots: walked.slots,
+    }
+}
+
+/// Copies the frame in `chain` to `packet`, which is fresh, and to as many more as it takes. False
+/// when the pool runs dry on the way; `packet` is gone then.
+#[inline(never)]
+fn copy_frame<P: PacketPool, const F: u32>(
+    chain: &Chain,
     cursor: &mut Cursor<'_>,
     pool: &mut P,
     packet: &mut P::Packet,
-    head: u16,
-    counters: &QueueCounters,
-) -> Outcome {
-    chain.clear();
-    let header = header_len(F);
-    let frame = match chain.walk(ring, cursor, head) {
-        Walk::Malformed => {
-            add(&counters.drop_bad_desc, 1);
-            return Outcome::Dropped;
-        }
-        Walk::Complete(bytes) if bytes <= header as u64 => {
-            add(&counters.drop_short, 1);
-            return Outcome::Dropped;
-        }
-        Walk::Complete(bytes) => bytes - header as u64,
-    };
-    let longest = if pool.chains() {
-        MAX_FRAME
-    } else {
-        pool.room() as u64
-    };
-    if frame > longest {
-        add(&counters.drop_oversize, 1);
-        return Outcome::Dropped;
-    }
+) -> bool {
     let mut build = Build {
         head: *packet,
         last: *packet,
@@ -208,7 +214,7 @@ fn dequeue_chain<P: PacketPool, const F: u32>(
         filled: 0,
         started: false,
     };
-    let mut skip = header;
+    let mut skip = header_len(F);
     for segment in chain.segments() {
         let Some(mut bytes) = cursor.whole(segment.addr, segment.len as usize) else {
             // It was there in the walk, and the table does not change.
@@ -220,16 +226,14 @@ fn dequeue_chain<P: PacketPool, const F: u32>(
         while !bytes.is_empty() {
             bytes = build.fill(pool, bytes);
             if !bytes.is_empty() && !build.extend(pool) {
-                add(&counters.mbuf_alloc_failed, 1);
-                add(&counters.drop_no_mbuf, 1);
                 pool.release(&[build.head]);
-                return Outcome::Lost;
+                return false;
             }
         }
     }
     build.close(pool);
     *packet = build.head;
-    Outcome::Received
+    true
 }
 
 /// A frame in the making: finished segments, and one that is being filled.

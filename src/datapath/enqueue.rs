@@ -8,8 +8,8 @@ use super::{
 };
 use crate::memory::{Cursor, GuestRange};
 use crate::virtqueue::{
-    Chain, Notified, Segment, SplitRing, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
-    VRING_DESC_F_WRITE, Virtqueue, Walk,
+    Chain, Notified, Reserved, Ring, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    VRING_DESC_F_WRITE, Virtqueue, Walk, Walked,
 };
 
 /// A packet and the one buffer that it fits into.
@@ -17,7 +17,7 @@ use crate::virtqueue::{
 struct Target<'m, 'p> {
     buffer: GuestRange<'m>,
     data: &'p [u8],
-    head: u16,
+    id: u16,
 }
 
 /// What came of a packet in the general body.
@@ -31,7 +31,7 @@ enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<P: Release, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     packets: &[P::Packet],
@@ -44,6 +44,8 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
         chain,
         ..
     } = vq;
+    // `select` chose the burst by the layout.
+    let Some(ring) = R::of(ring) else { return 0 };
     let mut cursor = memory.cursor();
     let mut tally = Tally::default();
     let mut taken = 0;
@@ -52,10 +54,10 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
         && !rest.is_empty()
         && !chain.exhausted()
     {
-        let wanted = rest.len().min(PASS).min(usize::from(ring.available()));
-        let rest = rest.get(..wanted).unwrap_or_default();
+        let wanted = ring.available(count(rest.len().min(PASS)));
+        let rest = rest.get(..wanted.into()).unwrap_or_default();
         let mut targets = Slots::new();
-        gather::<P::Packet, F>(ring, &mut cursor, rest, &mut targets);
+        gather::<R, P::Packet, F>(ring, &mut cursor, rest, &mut targets);
         ring.prefetch_used(count(targets.len()));
         for target in targets.as_slice() {
             put::<F>(target);
@@ -68,7 +70,7 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
                 (header_len(F) + target.data.len()) as u32,
             );
             tally.add(len, target.data);
-            ring.push_used(target.head, used);
+            ring.push_used(target.id, 1, used);
         }
         ring.take(count(targets.len()));
         taken += targets.len();
@@ -77,7 +79,7 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
             let Some(&packet) = packets.get(taken) else {
                 break;
             };
-            match enqueue_chains::<P::Packet, F>(
+            match enqueue_chains::<R, P::Packet, F>(
                 ring,
                 chain,
                 &mut cursor,
@@ -105,8 +107,8 @@ pub(super) fn enqueue_burst<P: Release, const F: u32>(
 /// First pass of the short body: packets of one segment that ask for nothing, each with the buffer
 /// at its turn, which is one descriptor, lies in one region and is large enough.
 #[inline(always)]
-fn gather<'m, 'p, T: Packet, const F: u32>(
-    ring: &SplitRing,
+fn gather<'m, 'p, R: Ring, T: Packet, const F: u32>(
+    ring: &R,
     cursor: &mut Cursor<'m>,
     packets: &'p [T],
     targets: &mut Slots<Target<'m, 'p>, PASS>,
@@ -116,8 +118,7 @@ fn gather<'m, 'p, T: Packet, const F: u32>(
         let Some(data) = packet.plain() else {
             break;
         };
-        let head = ring.head(count(nth));
-        let Some(descriptor) = ring.descriptor(head) else {
+        let Some((descriptor, id)) = ring.peek(count(nth)) else {
             break;
         };
         let kind =
@@ -134,7 +135,7 @@ fn gather<'m, 'p, T: Packet, const F: u32>(
         buffer.prefetch_for_write(0);
         buffer.prefetch_for_write(header);
         buffer.prefetch_for_write(header + 64);
-        targets.push(Target { buffer, data, head });
+        targets.push(Target { buffer, data, id });
     }
 }
 
@@ -154,15 +155,15 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 /// A chain that is malformed goes back unused. When it stands behind chains that were put together
 /// for this packet, those go back unused with it, since chains are given back in order.
 #[inline(never)]
-fn enqueue_chains<T: Packet, const F: u32>(
-    ring: &mut SplitRing,
+fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
+    ring: &mut R,
     chain: &mut Chain,
     cursor: &mut Cursor<'_>,
     mut packet: T,
     tally: &mut Tally,
     counters: &QueueCounters,
 ) -> Outcome {
-    let mut available = ring.available();
+    let mut available = ring.available(u16::MAX);
     if available == 0 {
         return Outcome::NoRoom;
     }
@@ -175,46 +176,51 @@ fn enqueue_chains<T: Packet, const F: u32>(
     let need = u64::from(len) + header as u64;
     chain.clear();
     let mut room = 0;
-    let mut chains = 0;
+    let mut slots = 0;
     while room < need {
-        if chain.exhausted() && chains == 0 {
+        if chain.exhausted() && slots == 0 {
             return Outcome::NoRoom;
         }
-        if chains == available {
+        if slots >= ring.size() {
             // All that the ring can ever hold is here.
-            if chains == ring.size() {
-                add(&counters.drop_oversize, 1);
-                return Outcome::Dropped;
-            }
+            add(&counters.drop_oversize, 1);
+            return Outcome::Dropped;
+        }
+        if slots >= available {
             return Outcome::NoRoom;
         }
-        let head = ring.head(chains);
         let before = chain.len();
-        let usable = match chain.walk(ring, cursor, head) {
-            Walk::Complete(bytes) => {
+        let (walked, id, more) = match ring.walk(slots, chain, cursor) {
+            Walk::Nothing => return Outcome::NoRoom,
+            Walk::Malformed { id, slots } => (None, id, slots),
+            Walk::Complete(walked) => {
                 let writable = |segment: &Segment| segment.writable;
                 let new = chain.segments().get(before..).unwrap_or_default();
                 // The first buffer of a packet holds the whole header (5.1.6.4).
-                let enough = bytes >= if chains == 0 { header as u64 } else { 1 };
-                (enough && new.iter().all(writable)).then_some(bytes)
+                let enough = walked.bytes >= if slots == 0 { header as u64 } else { 1 };
+                let usable = enough && new.iter().all(writable);
+                (usable.then_some(walked), walked.id, walked.slots)
             }
-            Walk::Malformed => None,
         };
-        let Some(bytes) = usable else {
+        let Some(Walked { id, bytes, .. }) = walked else {
             add(&counters.drop_bad_desc, 1);
             for reserved in chain.heads() {
-                ring.push_used(reserved.head, 0);
+                ring.push_used(reserved.id, reserved.slots, 0);
             }
-            ring.push_used(head, 0);
-            ring.take(chains + 1);
-            available -= chains + 1;
+            ring.push_used(id, more, 0);
+            ring.take(slots + more);
+            available = available.saturating_sub(slots + more);
             chain.clear();
-            (room, chains) = (0, 0);
+            (room, slots) = (0, 0);
             continue;
         };
-        chain.reserve(head, bytes);
+        chain.reserve(Reserved {
+            id,
+            slots: more,
+            bytes,
+        });
         room += bytes;
-        chains += 1;
+        slots += more;
         if F & MERGEABLE == 0 && room < need {
             add(&counters.drop_oversize, 1);
             return Outcome::Dropped;
@@ -226,7 +232,7 @@ fn enqueue_chains<T: Packet, const F: u32>(
         segments: chain.segments(),
         left: None,
     };
-    let [low, high] = chains.to_le_bytes();
+    let [low, high] = count(chain.heads().len()).to_le_bytes();
     let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, low, high];
     scatter.write(bytes.get(..header).unwrap_or_default());
     for segment in packet.segments() {
@@ -236,9 +242,10 @@ fn enqueue_chains<T: Packet, const F: u32>(
     for reserved in chain.heads() {
         let used = reserved.bytes.min(left);
         left -= used;
-        ring.push_used(reserved.head, u32::try_from(used).unwrap_or(u32::MAX));
+        let used = u32::try_from(used).unwrap_or(u32::MAX);
+        ring.push_used(reserved.id, reserved.slots, used);
     }
-    ring.take(chains);
+    ring.take(slots);
     tally.add(len, packet.segments().next().unwrap_or_default());
     Outcome::Sent
 }
@@ -277,9 +284,9 @@ impl<'m> Scatter<'_, 'm> {
     }
 }
 
-/// A number of packets of one pass, which is at most [`PASS`].
+/// A number of packets of one pass, or of chains: at most [`PASS`], or the ring's size.
 #[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "at most PASS")]
+#[allow(clippy::cast_possible_truncation, reason = "see above")]
 fn count(packets: usize) -> u16 {
     packets as u16
 }

@@ -4,8 +4,8 @@
 use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
 use super::{HEADER_12, MERGEABLE, PacketPool, QueueCounters, Release};
-use crate::virtio_net::{VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
-use crate::virtqueue::Virtqueue;
+use crate::virtio_net::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
+use crate::virtqueue::{Layout, PackedRing, Ring, SplitRing, Virtqueue};
 
 /// Takes packets out of a virtqueue: how many of the array were filled.
 pub type DequeueBurst<P> =
@@ -19,7 +19,7 @@ pub type EnqueueBurst<P> =
 fn flags(features: u64) -> u32 {
     let has = |bit: u32| features & (1 << bit) != 0;
     let mergeable = has(VIRTIO_NET_F_MRG_RXBUF);
-    let header_12 = mergeable || has(VIRTIO_F_VERSION_1);
+    let header_12 = mergeable || has(VIRTIO_F_VERSION_1) || has(VIRTIO_F_RING_PACKED);
     let mut flags = 0;
     if header_12 {
         flags |= HEADER_12;
@@ -32,18 +32,32 @@ fn flags(features: u64) -> u32 {
 
 /// The burst that dequeues from `vq`.
 pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
+    match &vq.ring {
+        Layout::Split(_) => dequeue::<SplitRing, P>(vq.features()),
+        Layout::Packed(_) => dequeue::<PackedRing, P>(vq.features()),
+    }
+}
+
+fn dequeue<R: Ring, P: PacketPool>(features: u64) -> DequeueBurst<P> {
     // Mergeable buffers only matter on the way to the guest.
-    match flags(vq.features()) & HEADER_12 {
-        0 => dequeue_burst::<P, 0>,
-        _ => dequeue_burst::<P, HEADER_12>,
+    match flags(features) & HEADER_12 {
+        0 => dequeue_burst::<R, P, 0>,
+        _ => dequeue_burst::<R, P, HEADER_12>,
     }
 }
 
 /// The burst that enqueues to `vq`.
 pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
-    match flags(vq.features()) {
-        0 => enqueue_burst::<P, 0>,
-        HEADER_12 => enqueue_burst::<P, HEADER_12>,
-        _ => enqueue_burst::<P, { HEADER_12 | MERGEABLE }>,
+    match &vq.ring {
+        Layout::Split(_) => enqueue::<SplitRing, P>(vq.features()),
+        Layout::Packed(_) => enqueue::<PackedRing, P>(vq.features()),
+    }
+}
+
+fn enqueue<R: Ring, P: Release>(features: u64) -> EnqueueBurst<P> {
+    match flags(features) {
+        0 => enqueue_burst::<R, P, 0>,
+        HEADER_12 => enqueue_burst::<R, P, HEADER_12>,
+        _ => enqueue_burst::<R, P, { HEADER_12 | MERGEABLE }>,
     }
 }

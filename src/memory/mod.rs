@@ -9,7 +9,9 @@ mod shared;
 mod table;
 
 pub use region::{MapError, Region, RegionConfig};
-pub use shared::{Cursor, Descriptor, GuestRange, GuestTable, GuestU16s, GuestUsed, GuestWord};
+pub use shared::{
+    Cursor, Descriptor, GuestPacked, GuestRange, GuestTable, GuestU16s, GuestUsed, GuestWord,
+};
 pub use table::{AreaError, MemoryTable, TableError};
 
 /// A guest-physical address.

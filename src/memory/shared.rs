@@ -176,6 +176,15 @@ impl<'m> Cursor<'m> {
     /// The descriptor at `at`, an entry of an indirect table, read once. The table need not be
     /// aligned, and may cross from one region to the next.
     pub fn descriptor(&mut self, at: Gpa) -> Option<Descriptor> {
+        self.descriptor_words(at).map(Descriptor::from_words)
+    }
+
+    /// The same in a table of a packed ring.
+    pub fn packed_descriptor(&mut self, at: Gpa) -> Option<Descriptor> {
+        self.descriptor_words(at).map(Descriptor::from_packed_words)
+    }
+
+    fn descriptor_words(&mut self, at: Gpa) -> Option<[u64; 2]> {
         let mut bytes = [0; Descriptor::SIZE];
         let mut filled = 0;
         while filled < bytes.len() {
@@ -193,7 +202,7 @@ impl<'m> Cursor<'m> {
         }
         let (addr, rest) = bytes.split_at(8);
         let word = |half: &[u8]| half.try_into().map(u64::from_ne_bytes).ok();
-        Some(Descriptor::from_words([word(addr)?, word(rest)?]))
+        Some([word(addr)?, word(rest)?])
     }
 
     #[cold]
@@ -212,9 +221,9 @@ pub struct Descriptor {
     pub addr: Gpa,
     /// Its length in bytes.
     pub len: u32,
-    /// `VRING_DESC_F_*`. In a packed ring this is the second half-word, the buffer id.
+    /// `VRING_DESC_F_*`.
     pub flags: u16,
-    /// Index of the next descriptor. In a packed ring this is the flags word.
+    /// Index of the next descriptor; the buffer id in a packed ring.
     pub next: u16,
 }
 
@@ -223,6 +232,17 @@ impl Descriptor {
     pub const SIZE: usize = 16;
     /// [`SIZE`](Self::SIZE) for arithmetic on lengths in descriptors.
     pub const SIZE_U32: u32 = 16;
+
+    /// A descriptor of a packed ring, whose words have another order: id before flags.
+    #[inline(always)]
+    pub fn from_packed_words(words: [u64; 2]) -> Self {
+        let swapped = Self::from_words(words);
+        Self {
+            flags: swapped.next,
+            next: swapped.flags,
+            ..swapped
+        }
+    }
 
     /// A descriptor from its two little-endian words.
     #[inline(always)]
@@ -258,7 +278,7 @@ macro_rules! shared_with_a_guest {
         unsafe impl Sync for $name {}
     )*};
 }
-shared_with_a_guest!(GuestTable, GuestU16s, GuestUsed, GuestWord);
+shared_with_a_guest!(GuestTable, GuestU16s, GuestUsed, GuestWord, GuestPacked);
 
 /// The split ring's descriptor table.
 #[derive(Debug)]
@@ -303,6 +323,70 @@ impl GuestTable {
             table: PhantomData,
         };
         range.prefetch(usize::from(index) * Descriptor::SIZE);
+    }
+}
+
+/// The packed ring's descriptors, which both sides write (VIRTIO 1.2, 2.8.13).
+#[derive(Debug, Clone)]
+pub struct GuestPacked {
+    start: NonNull<[AtomicU64; 2]>,
+    size: u16,
+    _table: Arc<MemoryTable>,
+}
+
+impl GuestPacked {
+    /// The ring of `size` descriptors at `at`.
+    pub fn map(table: &Arc<MemoryTable>, at: Uva, size: u16) -> Result<Self, AreaError> {
+        let start = area(table, at, u64::from(size) * 16, 16)?;
+        Ok(Self {
+            start: start.cast(),
+            size,
+            _table: Arc::clone(table),
+        })
+    }
+
+    #[inline(always)]
+    fn words(&self, index: u16) -> Option<&[AtomicU64; 2]> {
+        if index >= self.size {
+            return None;
+        }
+        // SAFETY: `index < size`, and `map` checked that `size` entries are in one mapping.
+        let entry = unsafe { self.start.add(usize::from(index)) };
+        // SAFETY: mapped while `_table` is held, 16-byte aligned (`map`); atomics may be shared
+        // with a peer that writes.
+        Some(unsafe { entry.as_ref() })
+    }
+
+    /// Copies entry `index` out, the half with the flags first: when those say that it is
+    /// available, the rest was written before (2.8.6). `None` outside the ring.
+    #[inline(always)]
+    pub fn get(&self, index: u16) -> Option<Descriptor> {
+        let [addr, rest] = self.words(index)?;
+        let rest = rest.load(Ordering::Acquire);
+        let addr = addr.load(Ordering::Relaxed);
+        Some(Descriptor::from_packed_words([addr, rest]))
+    }
+
+    /// The flags of entry `index` alone.
+    #[inline(always)]
+    pub fn flags(&self, index: u16) -> Option<u16> {
+        let [_, rest] = self.words(index)?;
+        Some(Descriptor::from_packed_words([0, rest.load(Ordering::Acquire)]).flags)
+    }
+
+    /// Makes entry `index` a used one, in one store that all earlier ones come before.
+    #[inline(always)]
+    pub fn set_used(&self, index: u16, id: u16, len: u32, flags: u16) {
+        if let Some([_, rest]) = self.words(index) {
+            let word = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+            rest.store(word.to_le(), Ordering::Release);
+        }
+    }
+
+    /// Host address of the flags of entry `index`, for a CPU that waits on them.
+    pub fn flags_ptr(&self, index: u16) -> *const u16 {
+        let entry = self.start.as_ptr().cast_const().cast::<u16>();
+        entry.wrapping_add(usize::from(index % self.size.max(1)) * 8 + 7)
     }
 }
 

@@ -27,6 +27,14 @@ pub enum AreaError {
         /// Length in bytes.
         len: u64,
     },
+    /// A packed ring cannot begin there.
+    #[error("base {base} is outside a ring of {size}")]
+    Base {
+        /// The index that the frontend sent.
+        base: u16,
+        /// Number of descriptors.
+        size: u16,
+    },
     /// Not aligned as the virtio specification asks.
     #[error("{at:x?} is not aligned to {align} bytes")]
     Unaligned {

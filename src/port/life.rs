@@ -27,9 +27,7 @@ pub(super) struct Wanted {
 impl Port {
     /// The first time, makes the socket; each time, takes up what the application wants.
     pub(super) fn configure(self: &Arc<Self>, wanted: Wanted) -> Result<(), PortError> {
-        self.shared
-            .vlan_strip
-            .store(wanted.strip_vlan, Ordering::Relaxed);
+        self.adopt(wanted);
         let mut endpoint = lock(&self.endpoint);
         if endpoint.is_some() {
             return Ok(());
@@ -53,6 +51,13 @@ impl Port {
                 Err(error.into())
             }
         }
+    }
+
+    /// Takes up what the application wants; its queues are told at start.
+    pub(super) fn adopt(&self, wanted: Wanted) {
+        self.shared
+            .vlan_strip
+            .store(wanted.strip_vlan, Ordering::Relaxed);
     }
 
     /// Lets lcores poll the first `rx` and `tx` queues.

@@ -48,6 +48,7 @@ pub(super) static OPS: eth_dev_ops = {
     ops.allmulticast_disable = Some(always_on);
     ops.mac_addr_set = Some(mac_addr_set);
     ops.mtu_set = Some(mtu_set);
+    ops.vlan_offload_set = Some(vlan_offload_set);
     ops.stats_get = Some(varying::stats_get::<Ops>);
     ops.stats_reset = Some(stats_reset);
     ops.xstats_get = Some(xstats_get);
@@ -87,11 +88,42 @@ unsafe extern "C" fn dev_configure(dev: *mut rte_eth_dev) -> c_int {
 }
 
 fn configure(dev: EthDev, port: &Arc<Port>) -> Result<(), PortError> {
+    port.configure(wanted(dev))
+}
+
+/// What the application's configuration asks for.
+fn wanted(dev: EthDev) -> Wanted {
     // SAFETY: in a control operation, and not kept.
     let offloads = unsafe { dev.conf() }.rxmode.offloads;
-    port.configure(Wanted {
+    Wanted {
         strip_vlan: offloads & RTE_ETH_RX_OFFLOAD_VLAN_STRIP != 0,
-    })
+    }
+}
+
+/// Follows a change of the VLAN offloads while the port runs.
+///
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn vlan_offload_set(dev: *mut rte_eth_dev, _mask: c_int) -> c_int {
+    let set = |dev: EthDev, port: &Arc<Port>| {
+        port.adopt(wanted(dev));
+        tell_rx_queues(dev, port);
+        Ok(())
+    };
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, set) }
+}
+
+/// Tells the rx queues what the application wants.
+fn tell_rx_queues(dev: EthDev, port: &Port) {
+    let strip_vlan = port.shared.vlan_strip.load(Ordering::Relaxed);
+    for index in 0..dev.queue_counts().0 {
+        // SAFETY: what rx queue setup stored.
+        if let Some(queue) = unsafe { RxQueue::from_ptr(dev.rx_queue(index)) } {
+            queue.strip_vlan.store(strip_vlan, Ordering::Relaxed);
+        }
+    }
 }
 
 /// # Safety
@@ -108,13 +140,7 @@ fn start(dev: EthDev, port: &Port) -> Result<(), PortError> {
     let wants_interrupts = unsafe { dev.conf() }.intr_conf.rxq() != 0;
     let interrupts = wants_interrupts.then(|| RxInterrupts::new(rx)).transpose();
     set_interrupts(dev, port, interrupts.map_err(PortError::Interrupts)?);
-    let strip_vlan = port.shared.vlan_strip.load(Ordering::Relaxed);
-    for index in 0..rx {
-        // SAFETY: what rx queue setup stored.
-        if let Some(queue) = unsafe { RxQueue::from_ptr(dev.rx_queue(index)) } {
-            queue.strip_vlan.store(strip_vlan, Ordering::Relaxed);
-        }
-    }
+    tell_rx_queues(dev, port);
     set_queue_states(dev, QueueState::Started);
     port.start(rx, tx);
     Ok(())
@@ -392,29 +418,32 @@ unsafe extern "C" fn get_monitor_addr(
         let (Some(queue), Some(condition)) = (queue, condition) else {
             return -libc::EINVAL;
         };
-        let Some((word, next, size)) = queue.vring().monitor() else {
+        let Some(monitor) = queue.vring().monitor() else {
             return -libc::EINVAL;
         };
-        let mask = u64::from(size.wrapping_sub(1));
-        condition.addr = word.cast_mut().cast();
+        condition.addr = monitor.word.cast_mut().cast();
         condition.size = 2;
         condition.fn_ = Some(nothing_new);
-        condition.opaque[0] = u64::from(next) & mask;
-        condition.opaque[1] = mask;
-        condition.opaque[2] = 0;
+        condition.opaque[0] = monitor.value.into();
+        condition.opaque[1] = monitor.mask.into();
+        condition.opaque[2] = monitor.wake_on_match.into();
         0
     })
 }
 
-/// Whether an lcore may sleep on the driver's available index: 0, or -1 when it has moved.
+/// Whether an lcore may sleep on what the driver changes: 0, or -1 when a buffer waits.
 ///
 /// # Safety
 ///
 /// `opaque` is what [`get_monitor_addr`] wrote.
 unsafe extern "C" fn nothing_new(value: u64, opaque: *const u64) -> c_int {
     // SAFETY: an array of at least three words (caller).
-    let [expected, mask, _] = unsafe { opaque.cast::<[u64; 3]>().read() };
-    if value & mask == expected { 0 } else { -1 }
+    let [expected, mask, wake_on_match] = unsafe { opaque.cast::<[u64; 3]>().read() };
+    if (value & mask == expected) == (wake_on_match != 0) {
+        -1
+    } else {
+        0
+    }
 }
 
 /// # Safety

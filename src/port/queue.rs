@@ -328,7 +328,7 @@ impl RxQueue {
         let received = unsafe {
             vring.gate.enter(|running| {
                 let rarp = self.shared().rarp.is_some();
-                if running.virtqueue.ring.available() == 0 && !rarp {
+                if !running.virtqueue.has_available() && !rarp {
                     return 0;
                 }
                 let mut pool = self.pool();
@@ -344,7 +344,7 @@ impl RxQueue {
                     rest,
                     &self.stats.counters,
                 );
-                vring.publish_next(running.virtqueue.ring.next_available());
+                vring.publish_next(running.virtqueue.position());
                 injected + received
             })
         };

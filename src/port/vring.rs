@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::queue::{Dequeue, Enqueue};
-use crate::virtqueue::{Gate, SplitView, Virtqueue};
+use crate::virtqueue::{Gate, Monitor, RingView, Virtqueue};
 
 /// A virtqueue with the burst that was chosen for it.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) struct Vring<B> {
     /// The next chain to take, as of the last burst.
     next_available: AtomicU16,
     /// What other threads may look at. There is one as long as there is a virtqueue.
-    view: Mutex<Option<SplitView>>,
+    view: Mutex<Option<RingView>>,
     /// The application wants to be woken; kept from before a frontend connects.
     wants_kicks: AtomicBool,
 }
@@ -44,14 +44,14 @@ impl<B> Default for Vring<B> {
 }
 
 impl<B> Vring<B> {
-    fn view(&self) -> MutexGuard<'_, Option<SplitView>> {
+    fn view(&self) -> MutexGuard<'_, Option<RingView>> {
         // A panic elsewhere leaves a view or none, and both are right.
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a virtqueue in. One that was there before comes back.
     pub(super) fn install(&self, virtqueue: Virtqueue, burst: B) -> Option<Virtqueue> {
-        self.publish_next(virtqueue.ring.next_available());
+        self.publish_next(virtqueue.position());
         let mut view = self.view();
         let new = virtqueue.view();
         new.want_kicks(self.wants_kicks.load(Ordering::Relaxed), self.next());
@@ -85,12 +85,9 @@ impl<B> Vring<B> {
         }
     }
 
-    /// What changes when a chain becomes available: the word, its value when there is none new, and
-    /// the size of the ring.
-    pub(super) fn monitor(&self) -> Option<(*const u16, u16, u16)> {
-        let view = self.view();
-        let view = view.as_ref()?;
-        Some((view.monitor(), self.next(), view.size()))
+    /// What changes when a buffer becomes available.
+    pub(super) fn monitor(&self) -> Option<Monitor> {
+        Some(self.view().as_ref()?.monitor(self.next()))
     }
 
     /// Asks for kicks or does without, now and for virtqueues to come.

@@ -102,14 +102,6 @@ pub(super) enum RequestError {
     /// The regions do not go together.
     #[error("{0}")]
     Table(#[from] TableError),
-    /// Nothing to remove.
-    #[error("no region of {size:#x} bytes at guest {gpa:#x}")]
-    NoSuchRegion {
-        /// Its first address.
-        gpa: u64,
-        /// Its length.
-        size: u64,
-    },
     /// What the `vhost` crate found.
     #[error("{0}")]
     Protocol(vhost::vhost_user::Error),

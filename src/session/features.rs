@@ -112,6 +112,7 @@ pub fn offered() -> u64 {
         | VIRTIO_RING_F_EVENT_IDX
         | VHOST_USER_F_PROTOCOL_FEATURES
         | VIRTIO_F_VERSION_1
+        | VIRTIO_F_RING_PACKED
         | VIRTIO_F_IN_ORDER
 }
 
@@ -167,7 +168,7 @@ mod tests {
 
     #[test]
     fn bits_have_the_numbers_of_the_specification() {
-        assert_eq!(offered(), 0x9_7866_8008);
+        assert_eq!(offered(), 0xd_7866_8008);
         assert_eq!(offered_protocol(), 0x1_803d);
     }
 }

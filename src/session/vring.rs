@@ -8,17 +8,19 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost_user_backend::{VringRwLock, VringT};
-use virtio_queue::QueueT;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::event::EventNotifier;
 
 use super::error::RequestError;
-use super::features::VIRTIO_RING_F_EVENT_IDX;
+use super::features::{VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX};
 use crate::memory::{AreaError, MemoryTable};
 use crate::virtqueue::{RingAreas, RingConfig, Virtqueue};
 
 /// The most descriptors of a ring.
 const MAX_SIZE: u16 = 32768;
+
+/// The first descriptor, in the first turn of a packed ring (VIRTIO 1.2, 2.8.1).
+const PACKED_START: u16 = 1 << 15;
 
 /// Why no virtqueue comes out.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +59,10 @@ enum Kick {
 /// the frontend's own, so these are kept here.
 pub struct VringSetup {
     state: VringRwLock<Arc<GuestMemoryMmap<()>>>,
-    /// The state's size is the frontend's, not the largest.
-    sized: bool,
+    /// Beside the state's size, which cannot be that of every packed ring.
+    size: Option<u16>,
+    /// The state's next index is the frontend's or a stopped virtqueue's.
+    based: bool,
     areas: Option<RingAreas>,
     kick: Kick,
     call_known: bool,
@@ -70,7 +74,8 @@ impl VringSetup {
         let state = VringRwLock::new(Arc::new(GuestMemoryMmap::new()), MAX_SIZE);
         Ok(Self {
             state: state.map_err(io::Error::other)?,
-            sized: false,
+            size: None,
+            based: false,
             areas: None,
             kick: Kick::Unknown,
             call_known: false,
@@ -79,21 +84,24 @@ impl VringSetup {
 
     /// The number of descriptors; `None` before `SET_VRING_NUM`.
     pub(super) fn size(&self) -> Option<u16> {
-        self.sized.then(|| self.state.get_ref().get_queue().size())
+        self.size
     }
 
-    /// `SET_VRING_NUM`; whether the size is a possible one.
-    pub(super) fn set_size(&mut self, size: u32) -> bool {
+    /// `SET_VRING_NUM`; whether the size is a possible one. A packed ring need not be a power of
+    /// two long.
+    pub(super) fn set_size(&mut self, size: u32, packed: bool) -> bool {
         let Ok(size) = u16::try_from(size) else {
             return false;
         };
-        let accepted = self
-            .state
-            .get_mut()
-            .get_queue_mut()
-            .try_set_size(size)
-            .is_ok();
-        self.sized |= accepted;
+        let accepted = if packed {
+            (1..=MAX_SIZE).contains(&size)
+        } else {
+            let mut state = self.state.get_mut();
+            state.get_queue_mut().try_set_size(size).is_ok()
+        };
+        if accepted {
+            self.size = Some(size);
+        }
         accepted
     }
 
@@ -102,14 +110,18 @@ impl VringSetup {
         self.areas = Some(areas);
     }
 
-    /// Index at which the ring starts or goes on.
-    pub(super) fn base(&self) -> u16 {
-        self.state.queue_next_avail()
+    /// Where the ring starts or goes on. A fresh packed ring begins with its wrap counter set.
+    pub(super) fn base(&self, packed: bool) -> u16 {
+        match self.based {
+            false if packed => PACKED_START,
+            _ => self.state.queue_next_avail(),
+        }
     }
 
     /// `SET_VRING_BASE`, or what a stopped virtqueue told.
     pub(super) fn set_base(&mut self, base: u16) {
         self.state.set_queue_next_avail(base);
+        self.based = true;
     }
 
     /// Whether the frontend wants the ring to run.
@@ -169,8 +181,9 @@ impl VringSetup {
     pub(super) fn reset(&mut self) {
         self.areas = None;
         self.kick = Kick::Unknown;
-        self.sized = false;
+        self.size = None;
         self.set_base(0);
+        self.based = false;
         self.set_enabled(false);
     }
 
@@ -186,10 +199,12 @@ impl VringSetup {
     ) -> Result<Virtqueue, SetupError> {
         let memory = memory.filter(|memory| !memory.regions().is_empty());
         let memory = memory.ok_or(SetupError::NoMemory)?;
+        let packed = features & VIRTIO_F_RING_PACKED != 0;
         let config = RingConfig {
             size: self.size().ok_or(SetupError::NoSize)?,
             areas: self.areas.ok_or(SetupError::NoAddresses)?,
-            base: self.base(),
+            base: self.base(packed),
+            packed,
             event_idx: features & VIRTIO_RING_F_EVENT_IDX != 0,
         };
         let state = self.state.get_ref();

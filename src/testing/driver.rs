@@ -367,6 +367,7 @@ impl FakeDriver {
                 used,
             },
             base: self.base,
+            packed: false,
             event_idx: self.features & 1 << VIRTIO_F_EVENT_IDX != 0,
         }
     }

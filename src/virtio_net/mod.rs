@@ -21,5 +21,7 @@ pub const VIRTIO_F_INDIRECT_DESC: u32 = 28;
 pub const VIRTIO_F_EVENT_IDX: u32 = 29;
 /// VIRTIO 1.0 and later (bit number).
 pub const VIRTIO_F_VERSION_1: u32 = 32;
+/// Packed rings (bit number).
+pub const VIRTIO_F_RING_PACKED: u32 = 34;
 /// Buffers are used in the order in which they were made available (bit number).
 pub const VIRTIO_F_IN_ORDER: u32 = 35;

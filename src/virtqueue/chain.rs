@@ -1,11 +1,11 @@
-//! Walks of descriptor chains: direct, indirect, or direct ones that end in a table (2.7.5.3).
+//! The buffers of descriptor chains: direct, indirect, or direct ones that end in a table (2.7.5.3).
 //!
 //! Every descriptor is read once. A walk takes at most as many steps as the ring has descriptors,
 //! so a loop ends, and everything that does not fit the specification ends it as malformed. Steps
 //! are also counted over a packet and over a burst: many long chains would hold an lcore for minutes.
 #![forbid(unsafe_code)]
 
-use super::{SplitRing, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use super::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use crate::memory::{Cursor, Descriptor, Gpa};
 
 /// One buffer of a chain; inside the ring's memory table when the walk gave it, not more.
@@ -27,15 +27,6 @@ const MAX_SEGMENTS: usize = 65_536;
 /// longest chain, direct and indirect part. A packet of 64 KB in one-byte buffers needs that many.
 const MAX_STEPS: u32 = 65_536;
 
-/// What came of a walk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Walk {
-    /// The whole chain was walked; this many bytes.
-    Complete(u64),
-    /// An index, address or table that does not fit; the chain can only be given back.
-    Malformed,
-}
-
 /// Buffers of one or more chains, kept from burst to burst for its allocation.
 #[derive(Debug, Default)]
 pub struct Chain {
@@ -51,8 +42,10 @@ pub struct Chain {
 /// One of the chains of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reserved {
-    /// Its first descriptor.
-    pub head: u16,
+    /// What gives it back: its first descriptor, or its buffer id.
+    pub id: u16,
+    /// Slots of the ring that it takes.
+    pub slots: u16,
     /// Bytes of all its buffers.
     pub bytes: u64,
 }
@@ -82,7 +75,7 @@ impl Chain {
 
     /// Counts a descriptor; whether the packet may have it.
     #[inline]
-    fn step(&mut self) -> bool {
+    pub(super) fn step(&mut self) -> bool {
         self.steps = self.steps.saturating_add(1);
         self.steps <= MAX_STEPS
     }
@@ -93,10 +86,10 @@ impl Chain {
         &self.heads
     }
 
-    /// Notes that the chain at `head` is part of the packet.
+    /// Notes that a chain is part of the packet.
     #[inline]
-    pub fn reserve(&mut self, head: u16, bytes: u64) {
-        self.heads.push(Reserved { head, bytes });
+    pub fn reserve(&mut self, chain: Reserved) {
+        self.heads.push(chain);
     }
 
     /// The buffers, in order.
@@ -117,79 +110,61 @@ impl Chain {
         self.segments.is_empty()
     }
 
-    /// Appends the buffers of the chain at `head`; empty ones are left out. On a malformed chain
-    /// the buffers before the fault stay appended.
+    /// Appends the buffers of the table that `outer` names; how many bytes they have. `None` when
+    /// something does not fit. A table holds at most as many entries as the ring, `limit`, and no
+    /// further tables (2.7.5.3.1, 2.8.7).
     ///
-    /// Every buffer is looked up in `memory` to its end, piece by piece where it crosses regions.
-    pub fn walk(&mut self, ring: &SplitRing, memory: &mut Cursor<'_>, head: u16) -> Walk {
-        let mut bytes = 0;
-        let mut index = head;
-        for _ in 0..ring.size() {
-            if !self.step() {
-                return Walk::Malformed;
-            }
-            let Some(descriptor) = ring.descriptor(index) else {
-                return Walk::Malformed;
-            };
-            if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
-                // A table ends the chain; NEXT beside INDIRECT has no meaning (2.7.5.3.1).
-                return match self.walk_indirect(memory, descriptor, ring.size()) {
-                    Walk::Complete(more) => Walk::Complete(bytes + more),
-                    Walk::Malformed => Walk::Malformed,
-                };
-            }
-            let Some(len) = self.push(memory, descriptor) else {
-                return Walk::Malformed;
-            };
-            bytes += len;
-            if descriptor.flags & VRING_DESC_F_NEXT == 0 {
-                return Walk::Complete(bytes);
-            }
-            index = descriptor.next;
-        }
-        Walk::Malformed
-    }
-
-    /// Walks the table that `outer` names. It is followed by index like the ring's own table, and
-    /// holds at most as many entries as the ring (2.7.5.3.1).
-    fn walk_indirect(&mut self, memory: &mut Cursor<'_>, outer: Descriptor, limit: u16) -> Walk {
+    /// A split ring's table is followed by index like the ring's own; the entries of a packed ring's
+    /// stand in order, all of them.
+    pub(super) fn push_table(
+        &mut self,
+        memory: &mut Cursor<'_>,
+        outer: Descriptor,
+        limit: u16,
+        packed: bool,
+    ) -> Option<u64> {
         let entries = outer.len / Descriptor::SIZE_U32;
         if entries == 0
             || entries > u32::from(limit)
             || !outer.len.is_multiple_of(Descriptor::SIZE_U32)
         {
-            return Walk::Malformed;
+            return None;
         }
         let mut bytes = 0;
         let mut index = 0;
-        for _ in 0..entries {
-            if u32::from(index) >= entries || !self.step() {
-                return Walk::Malformed;
+        for nth in 1..=entries {
+            if index >= entries || !self.step() {
+                return None;
             }
             let offset = u64::from(index) * u64::from(Descriptor::SIZE_U32);
-            let Some(at) = outer.addr.0.checked_add(offset) else {
-                return Walk::Malformed;
-            };
-            let Some(descriptor) = memory.descriptor(Gpa(at)) else {
-                return Walk::Malformed;
+            let at = Gpa(outer.addr.0.checked_add(offset)?);
+            let descriptor = if packed {
+                memory.packed_descriptor(at)?
+            } else {
+                memory.descriptor(at)?
             };
             if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
-                return Walk::Malformed;
+                return None;
             }
-            let Some(len) = self.push(memory, descriptor) else {
-                return Walk::Malformed;
+            bytes += self.push(memory, descriptor)?;
+            let last = if packed {
+                nth == entries
+            } else {
+                descriptor.flags & VRING_DESC_F_NEXT == 0
             };
-            bytes += len;
-            if descriptor.flags & VRING_DESC_F_NEXT == 0 {
-                return Walk::Complete(bytes);
+            if last {
+                return Some(bytes);
             }
-            index = descriptor.next;
+            index = if packed { nth } else { descriptor.next.into() };
         }
-        Walk::Malformed
+        None
     }
 
-    /// Appends the buffer of `descriptor`; `None` when a byte of it is not mapped.
-    fn push(&mut self, memory: &mut Cursor<'_>, descriptor: Descriptor) -> Option<u64> {
+    /// Appends the buffer of `descriptor`, unless it is empty; its length. `None` when a byte of it is
+    /// not mapped.
+    ///
+    /// Every buffer is looked up in `memory` to its end, piece by piece where it crosses regions.
+    pub(super) fn push(&mut self, memory: &mut Cursor<'_>, descriptor: Descriptor) -> Option<u64> {
         let Descriptor {
             addr, len, flags, ..
         } = descriptor;

@@ -7,18 +7,22 @@
 mod chain;
 mod gate;
 mod notify;
+mod packed;
+mod ring;
 mod split;
 
 use std::sync::Arc;
 
 use vmm_sys_util::event::EventNotifier;
 
-pub use chain::{Chain, Reserved, Segment, Walk};
+pub use chain::{Chain, Reserved, Segment};
 #[cfg(loom)]
 pub use gate::NoBarrier;
 pub use gate::{Allow, Barrier, Gate, Membarrier};
 pub use notify::{Notified, Notifier};
-pub use split::{SplitRing, SplitView};
+pub use packed::PackedRing;
+pub use ring::{Layout, Monitor, Ring, RingView, Walk, Walked};
+pub use split::SplitRing;
 
 use crate::memory::{AreaError, MemoryTable, Uva};
 
@@ -32,6 +36,17 @@ pub const VRING_DESC_F_INDIRECT: u16 = 4;
 pub const VRING_USED_F_NO_NOTIFY: u16 = 1;
 /// In the available ring's flags: the driver does not need calls.
 pub const VRING_AVAIL_F_NO_INTERRUPT: u16 = 1;
+
+/// In a packed descriptor: the driver's wrap counter when it made it available (2.8.1).
+pub const VRING_PACKED_DESC_F_AVAIL: u16 = 1 << 7;
+/// In a packed descriptor: the device's wrap counter when it was used.
+pub const VRING_PACKED_DESC_F_USED: u16 = 1 << 15;
+/// In an event suppression structure: always notify (2.8.10).
+pub const VRING_PACKED_EVENT_FLAG_ENABLE: u16 = 0;
+/// In an event suppression structure: never notify.
+pub const VRING_PACKED_EVENT_FLAG_DISABLE: u16 = 1;
+/// In an event suppression structure: notify when the descriptor that it names is passed.
+pub const VRING_PACKED_EVENT_FLAG_DESC: u16 = 2;
 
 /// Where the three areas of a vring lie, as `SET_VRING_ADDR` named them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +66,11 @@ pub struct RingConfig {
     pub size: u16,
     /// Where the areas lie.
     pub areas: RingAreas,
-    /// Index of the first chain to take (`SET_VRING_BASE`).
+    /// Where to begin (`SET_VRING_BASE`): the index of the first chain; in a packed ring that of
+    /// the first descriptor, with the wrap counter in bit 15.
     pub base: u16,
+    /// `VIRTIO_F_RING_PACKED` was negotiated.
+    pub packed: bool,
     /// `VIRTIO_F_EVENT_IDX` was negotiated.
     pub event_idx: bool,
 }
@@ -61,7 +79,7 @@ pub struct RingConfig {
 #[derive(Debug)]
 pub struct Virtqueue {
     /// The ring itself.
-    pub ring: SplitRing,
+    pub ring: Layout,
     /// Where its buffers lie.
     pub memory: Arc<MemoryTable>,
     /// Who is told about used buffers.
@@ -84,8 +102,13 @@ impl Virtqueue {
         features: u64,
         call: Option<EventNotifier>,
     ) -> Result<Self, AreaError> {
+        let ring = if config.packed {
+            Layout::Packed(PackedRing::map(config, memory)?)
+        } else {
+            Layout::Split(SplitRing::map(config, memory)?)
+        };
         Ok(Self {
-            ring: SplitRing::map(config, memory)?,
+            ring,
             memory: Arc::clone(memory),
             notifier: Notifier::new(call),
             chain: Chain::default(),
@@ -98,13 +121,42 @@ impl Virtqueue {
         self.features
     }
 
-    /// What other threads may look at while an lcore polls.
-    pub fn view(&self) -> SplitView {
-        self.ring.view()
+    /// Whether a buffer waits.
+    #[inline(always)]
+    pub fn has_available(&self) -> bool {
+        match &self.ring {
+            Layout::Split(ring) => ring.available(1) != 0,
+            Layout::Packed(ring) => ring.available(1) != 0,
+        }
     }
 
-    /// Ends the ring; the index at which it goes on (`GET_VRING_BASE`).
+    /// Where the ring goes on, in the form of `SET_VRING_BASE`.
+    #[inline(always)]
+    pub fn position(&self) -> u16 {
+        match &self.ring {
+            Layout::Split(ring) => ring.position(),
+            Layout::Packed(ring) => ring.position(),
+        }
+    }
+
+    /// Where the ring really resumed, when that is not the base that the frontend sent.
+    pub fn resumed(&self) -> Option<u16> {
+        match &self.ring {
+            Layout::Split(ring) => ring.resumed(),
+            Layout::Packed(_) => None,
+        }
+    }
+
+    /// What other threads may look at while an lcore polls.
+    pub fn view(&self) -> RingView {
+        match &self.ring {
+            Layout::Split(ring) => RingView::Split(ring.view()),
+            Layout::Packed(ring) => RingView::Packed(ring.view()),
+        }
+    }
+
+    /// Ends the ring; where it goes on (`GET_VRING_BASE`).
     pub fn stop(self) -> u16 {
-        self.ring.next_available()
+        self.position()
     }
 }

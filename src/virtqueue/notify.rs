@@ -3,7 +3,7 @@
 
 use vmm_sys_util::event::EventNotifier;
 
-use super::SplitRing;
+use super::Ring;
 
 /// What came of telling the driver about used buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Notifier {
 
     /// Calls the driver when it wants that for what `ring` has published. Once a burst.
     #[inline(always)]
-    pub fn notify(&self, ring: &mut SplitRing) -> Notified {
+    pub fn notify<R: Ring>(&self, ring: &mut R) -> Notified {
         let Some(call) = &self.call else {
             ring.forget_calls();
             return Notified::Suppressed;

@@ -1,15 +1,19 @@
 //! The split ring (VIRTIO 1.2, 2.7), device side.
 //!
 //! Indices run free in 16 bits. Chains are taken in order and given back in order, so one index
-//! serves for both; used elements become visible to the driver at [`SplitRing::publish_used`].
+//! serves for both.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::{RingConfig, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use super::ring::{Layout, Monitor, Ring, Walk, Walked};
+use super::{
+    Chain, RingConfig, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    VRING_USED_F_NO_NOTIFY,
+};
 use crate::memory::{
-    AreaError, Descriptor, GuestTable, GuestU16s, GuestUsed, GuestWord, MemoryTable, Uva,
+    AreaError, Cursor, Descriptor, GuestTable, GuestU16s, GuestUsed, GuestWord, MemoryTable, Uva,
 };
 
 /// A split ring that the device side has taken up.
@@ -103,75 +107,120 @@ impl SplitRing {
         })
     }
 
-    /// Number of descriptors.
-    #[inline(always)]
-    pub fn size(&self) -> u16 {
-        self.size
-    }
-
     /// Where the ring really resumed, when that is not the base that the frontend sent.
-    pub fn resumed(&self) -> Option<u16> {
+    pub(super) fn resumed(&self) -> Option<u16> {
         self.resumed
     }
 
-    /// Index of the next chain to take.
-    #[inline(always)]
-    pub fn next_available(&self) -> u16 {
-        self.next_available
-    }
-
-    /// How many chains wait. A driver that claims more than the ring holds is cut to its size.
-    #[inline(always)]
-    pub fn available(&self) -> u16 {
-        let index = self.available_index.load(Ordering::Acquire);
-        index.wrapping_sub(self.next_available).min(self.size)
-    }
-
-    /// Head of the `nth` waiting chain. Only after [`available`](Self::available) told that there
+    /// Head of the `nth` waiting chain. Only after [`available`](Ring::available) told that there
     /// is one; otherwise the answer is an old head, which does no harm.
     #[inline(always)]
-    pub fn head(&self, nth: u16) -> u16 {
+    fn head(&self, nth: u16) -> u16 {
         self.heads.get(self.next_available.wrapping_add(nth))
     }
 
-    /// Descriptor `index`, read once; `None` when it is outside the table.
+    /// What other threads may look at.
+    pub(super) fn view(&self) -> SplitView {
+        SplitView {
+            available_index: self.available_index.clone(),
+            kicks: self.kicks.clone(),
+            size: self.size,
+        }
+    }
+}
+
+impl Ring for SplitRing {
     #[inline(always)]
-    pub fn descriptor(&self, index: u16) -> Option<Descriptor> {
-        self.table.get(index)
+    fn of(layout: &mut Layout) -> Option<&mut Self> {
+        match layout {
+            Layout::Split(ring) => Some(ring),
+            Layout::Packed(_) => None,
+        }
     }
 
-    /// Asks for the line of descriptor `index`.
     #[inline(always)]
-    pub fn prefetch_descriptor(&self, index: u16) {
-        self.table.prefetch(index);
+    fn size(&self) -> u16 {
+        self.size
     }
 
-    /// Takes the next `count` chains.
     #[inline(always)]
-    pub fn take(&mut self, count: u16) {
-        self.next_available = self.next_available.wrapping_add(count);
+    fn position(&self) -> u16 {
+        self.next_available
     }
 
-    /// Gives the chain at `head` back with `len` bytes written. Not visible before
-    /// [`publish_used`](Self::publish_used).
+    /// A driver that claims more than the ring holds is cut to its size.
     #[inline(always)]
-    pub fn push_used(&mut self, head: u16, len: u32) {
-        self.used.set(self.next_used, head, len);
+    fn available(&self, most: u16) -> u16 {
+        let index = self.available_index.load(Ordering::Acquire);
+        let waiting = index.wrapping_sub(self.next_available);
+        waiting.min(self.size).min(most)
+    }
+
+    #[inline(always)]
+    fn peek(&self, nth: u16) -> Option<(Descriptor, u16)> {
+        let head = self.head(nth);
+        Some((self.table.get(head)?, head))
+    }
+
+    fn walk(&self, nth: u16, chain: &mut Chain, memory: &mut Cursor<'_>) -> Walk {
+        let id = self.head(nth);
+        let malformed = Walk::Malformed { id, slots: 1 };
+        let complete = |bytes| {
+            Walk::Complete(Walked {
+                id,
+                slots: 1,
+                bytes,
+            })
+        };
+        let mut bytes = 0;
+        let mut index = id;
+        for _ in 0..self.size {
+            if !chain.step() {
+                return malformed;
+            }
+            let Some(descriptor) = self.table.get(index) else {
+                return malformed;
+            };
+            if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
+                // A table ends the chain; NEXT beside INDIRECT has no meaning (2.7.5.3.1).
+                return match chain.push_table(memory, descriptor, self.size, false) {
+                    Some(more) => complete(bytes + more),
+                    None => malformed,
+                };
+            }
+            let Some(len) = chain.push(memory, descriptor) else {
+                return malformed;
+            };
+            bytes += len;
+            if descriptor.flags & VRING_DESC_F_NEXT == 0 {
+                return complete(bytes);
+            }
+            index = descriptor.next;
+        }
+        malformed
+    }
+
+    #[inline(always)]
+    fn take(&mut self, slots: u16) {
+        self.next_available = self.next_available.wrapping_add(slots);
+    }
+
+    #[inline(always)]
+    fn push_used(&mut self, id: u16, _slots: u16, len: u32) {
+        self.used.set(self.next_used, id, len);
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Asks to own the lines of the next `count` used elements.
     #[inline(always)]
-    pub fn prefetch_used(&self, count: u16) {
+    fn prefetch_used(&self, slots: u16) {
         // Eight elements share a line.
-        for nth in (0..count).step_by(8) {
+        for nth in (0..slots).step_by(8) {
             self.used.prefetch(self.next_used.wrapping_add(nth));
         }
     }
 
-    /// Makes all given-back chains visible to the driver; whether there were any.
     #[inline(always)]
-    pub fn publish_used(&mut self) -> bool {
+    fn publish_used(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
         }
@@ -180,12 +229,8 @@ impl SplitRing {
         true
     }
 
-    /// Whether the driver wants a call for what was published since this was last asked (2.7.7.2).
-    ///
-    /// One full fence: the index must be visible before the driver's wish is read, or both sides
-    /// could miss each other.
     #[inline(always)]
-    pub fn wants_call(&mut self) -> bool {
+    fn wants_call(&mut self) -> bool {
         let old = self.published;
         self.published = self.next_used;
         fence(Ordering::SeqCst);
@@ -201,25 +246,15 @@ impl SplitRing {
         }
     }
 
-    /// As [`wants_call`](Self::wants_call) for a driver that cannot be called: no fence.
     #[inline(always)]
-    pub fn forget_calls(&mut self) {
+    fn forget_calls(&mut self) {
         self.published = self.next_used;
-    }
-
-    /// What other threads may look at.
-    pub fn view(&self) -> SplitView {
-        SplitView {
-            available_index: self.available_index.clone(),
-            kicks: self.kicks.clone(),
-            size: self.size,
-        }
     }
 }
 
 /// Whether going from `old` to `new` passed `event` (2.7.7.2: `vring_need_event`).
 #[inline(always)]
-fn event_passed(event: u16, new: u16, old: u16) -> bool {
+pub(super) fn event_passed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
@@ -238,14 +273,16 @@ impl SplitView {
         index.wrapping_sub(next_available).min(self.size)
     }
 
-    /// Number of descriptors.
-    pub fn size(&self) -> u16 {
-        self.size
-    }
-
-    /// The word that the driver changes when it makes a chain available (`get_monitor_addr`).
-    pub fn monitor(&self) -> *const u16 {
-        self.available_index.as_ptr()
+    /// The index that the driver changes when it makes a chain available: nothing new as long as it
+    /// equals `next_available` in the bits of the ring's size.
+    pub(super) fn monitor(&self, next_available: u16) -> Monitor {
+        let mask = self.size.wrapping_sub(1);
+        Monitor {
+            word: self.available_index.as_ptr(),
+            mask,
+            value: next_available & mask,
+            wake_on_match: false,
+        }
     }
 
     /// Tells the driver whether to kick (2.7.10). `next_available` is what is taken next.

@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rte_net_vhost::session::{DeviceInfo, SessionEvents};
-use rte_net_vhost::virtqueue::Virtqueue;
+use rte_net_vhost::virtqueue::{Ring, SplitRing, Virtqueue};
 
 /// Nothing in these tests takes longer, but on a machine that is out of breath.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -88,6 +88,18 @@ impl Port {
                     .wait_timeout(state, left.min(Duration::from_millis(50))),
             );
         }
+    }
+
+    /// Takes `count` chains of split vring `index` and gives them back.
+    pub(crate) fn use_chains(&self, index: u16, count: u16) {
+        self.poll(index, |virtqueue| {
+            let ring = SplitRing::of(&mut virtqueue.ring).unwrap();
+            ring.take(count);
+            for head in 0..count {
+                ring.push_used(head, 1, 0);
+            }
+            ring.publish_used();
+        });
     }
 
     /// Forgets the events so far.

@@ -102,7 +102,7 @@ fn features_that_were_not_offered_are_refused() {
     let place = Place::new();
     let (_endpoint, _) = place.serve();
     let raw = Raw::connect(&place.path());
-    raw.refused(SET_FEATURES, &u64s(&[PLAIN | VIRTIO_F_RING_PACKED]), &[]);
+    raw.refused(SET_FEATURES, &u64s(&[PLAIN | VIRTIO_F_IOMMU_PLATFORM]), &[]);
     // And the status does not pretend.
     raw.ok(SET_STATUS, &u64s(&[0x0b]), &[]);
     assert_eq!(raw.get(GET_STATUS), 0x03);

@@ -5,6 +5,7 @@ use crate::raw::*;
 use crate::{Place, until};
 use rte_net_vhost::session::features::*;
 use rte_net_vhost::session::{DeviceInfo, SessionConfig};
+use rte_net_vhost::virtqueue::{Ring, SplitRing};
 
 const PLAIN: u64 = VHOST_USER_F_PROTOCOL_FEATURES | VIRTIO_F_VERSION_1;
 const STATUS: u64 = VHOST_USER_PROTOCOL_F_STATUS;
@@ -16,17 +17,6 @@ fn up(features: u64) -> Event {
         features,
         mtu: None,
     })
-}
-
-/// Takes `count` chains of vring `index` and gives them back.
-fn use_chains(port: &Port, index: u16, count: u16) {
-    port.poll(index, |virtqueue| {
-        virtqueue.ring.take(count);
-        for head in 0..count {
-            virtqueue.ring.push_used(head, 0);
-        }
-        virtqueue.ring.publish_used();
-    });
 }
 
 #[test]
@@ -135,7 +125,7 @@ fn disabling_a_vring_takes_it_back_before_the_answer() {
     frontend.negotiate(PLAIN, 0);
     frontend.start(0..2);
     port.wait_for(3);
-    use_chains(&port, 1, 5);
+    port.use_chains(1, 5);
 
     frontend.enable(1, 0);
 
@@ -143,7 +133,7 @@ fn disabling_a_vring_takes_it_back_before_the_answer() {
     assert_eq!(port.wait_for(4)[3], Event::Queue(1, false));
     frontend.enable(1, 1);
     assert_eq!(port.wait_for(5)[4], Event::Queue(1, true));
-    assert_eq!(port.poll(1, |virtqueue| virtqueue.ring.next_available()), 5);
+    assert_eq!(port.poll(1, |virtqueue| virtqueue.position()), 5);
     assert_eq!(port.events().len(), 5, "the link does not move");
 }
 
@@ -156,7 +146,7 @@ fn a_new_call_file_of_a_ready_vring_is_two_events() {
     frontend.start(0..2);
     port.wait_for(3);
     port.forget();
-    use_chains(&port, 0, 3);
+    port.use_chains(0, 3);
     let call = event();
 
     frontend.raw.ok(SET_VRING_CALL, &u64s(&[0]), &[&call]);
@@ -166,10 +156,11 @@ fn a_new_call_file_of_a_ready_vring_is_two_events() {
         [Event::Queue(0, false), Event::Queue(0, true)]
     );
     port.poll(0, |virtqueue| {
-        assert_eq!(virtqueue.ring.next_available(), 3);
-        virtqueue.ring.push_used(0, 0);
-        virtqueue.ring.publish_used();
-        virtqueue.notifier.notify(&mut virtqueue.ring);
+        assert_eq!(virtqueue.position(), 3);
+        let ring = SplitRing::of(&mut virtqueue.ring).unwrap();
+        ring.push_used(0, 1, 0);
+        ring.publish_used();
+        virtqueue.notifier.notify(ring);
     });
     assert_eq!(count(&call), 1);
     assert_eq!(count(&frontend.calls[0]), 0);
@@ -203,7 +194,7 @@ fn getting_a_base_takes_the_link_down_before_the_answer() {
     frontend.start(0..2);
     port.wait_for(3);
     port.forget();
-    use_chains(&port, 1, 9);
+    port.use_chains(1, 9);
 
     assert_eq!(frontend.raw.vring_base(1), 9);
 
@@ -325,12 +316,12 @@ fn the_addresses_of_a_running_vring_may_be_sent_again() {
     frontend.negotiate(PLAIN, 0);
     frontend.start(0..2);
     port.wait_for(3);
-    use_chains(&port, 0, 4);
+    port.use_chains(0, 4);
 
     let body = Frontend::addresses(0);
     frontend.raw.ok(SET_VRING_ADDR, &body, &[]);
 
-    assert_eq!(port.poll(0, |virtqueue| virtqueue.ring.next_available()), 4);
+    assert_eq!(port.poll(0, |virtqueue| virtqueue.position()), 4);
     frontend.raw.sync();
     assert_eq!(port.events().len(), 3);
 }

@@ -181,7 +181,7 @@ impl Device {
         if !self.take_turn() {
             return;
         }
-        if let Some(found) = virtqueue.ring.resumed() {
+        if let Some(found) = virtqueue.resumed() {
             say!(
                 Warn,
                 self.iface(),

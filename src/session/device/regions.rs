@@ -53,12 +53,18 @@ impl Device {
         }
     }
 
-    /// `ADD_MEM_REG`.
+    /// `ADD_MEM_REG`. A region that is there already is no error: QEMU before 8.0 describes its
+    /// memory once for each queue pair.
     pub(in crate::session) fn add_region(
         &mut self,
         config: RegionConfig,
         file: File,
     ) -> Result<(), RequestError> {
+        if let Some(memory) = &self.memory
+            && memory.regions().iter().any(|r| r.is(config, &file))
+        {
+            return Ok(());
+        }
         let region = map(self.region_count(), config, file)?;
         let table = match &self.memory {
             Some(memory) => memory.with(region)?,
@@ -68,19 +74,20 @@ impl Device {
         Ok(())
     }
 
-    /// `REM_MEM_REG`.
-    pub(in crate::session) fn remove_region(
-        &mut self,
-        config: RegionConfig,
-    ) -> Result<(), RequestError> {
+    /// `REM_MEM_REG`. A region that is gone already is no error, for the same reason as in
+    /// [`add_region`](Self::add_region).
+    pub(in crate::session) fn remove_region(&mut self, config: RegionConfig) {
         let memory = self.memory.as_ref();
-        let table = memory.and_then(|memory| memory.without(config));
-        let table = table.ok_or(RequestError::NoSuchRegion {
-            gpa: config.gpa.0,
-            size: config.size,
-        })?;
-        self.replace_memory(table);
-        Ok(())
+        match memory.and_then(|memory| memory.without(config)) {
+            Some(table) => self.replace_memory(table),
+            None => say!(
+                Debug,
+                self.iface(),
+                "no region of {:#x} bytes at {:#x} to remove",
+                config.size,
+                config.gpa.0
+            ),
+        }
     }
 
     fn region_count(&self) -> usize {

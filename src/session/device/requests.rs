@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use super::super::error::RequestError;
-use super::super::features::{self, VHOST_USER_F_PROTOCOL_FEATURES};
+use super::super::features::{self, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_RING_PACKED};
 use super::super::say;
 use super::super::vring::eventfd;
 use super::Device;
@@ -82,12 +82,13 @@ impl Device {
         index: u32,
         size: u32,
     ) -> Result<(), RequestError> {
+        let packed = self.packed();
         let (index, vring) = self.vring(index)?;
         let same = vring.setup.size().map(u32::from) == Some(size);
         if vring.running && !same {
             return Err(RequestError::Running(index));
         }
-        if !vring.setup.set_size(size) {
+        if !vring.setup.set_size(size, packed) {
             return Err(RequestError::RingSize { index, size });
         }
         Ok(())
@@ -118,13 +119,20 @@ impl Device {
         index: u32,
         base: u32,
     ) -> Result<(), RequestError> {
+        let packed = self.packed();
         let (index, vring) = self.vring(index)?;
         if vring.running {
             return Err(RequestError::Running(index));
         }
-        let base = u16::try_from(base).map_err(|_| RequestError::RingBase { index, base })?;
-        vring.setup.set_base(base);
+        // The upper half tells where a packed ring gives back, which is the same place with us.
+        let low = if packed { base & 0xffff } else { base };
+        let low = u16::try_from(low).map_err(|_| RequestError::RingBase { index, base })?;
+        vring.setup.set_base(low);
         Ok(())
+    }
+
+    fn packed(&self) -> bool {
+        self.features & VIRTIO_F_RING_PACKED != 0
     }
 
     /// Ends vring `index`, and the link; the index at which the ring goes on.
@@ -133,9 +141,10 @@ impl Device {
         self.link_down();
         self.pause(index);
         self.forget_kick(index);
+        let packed = self.packed();
         let (_, vring) = self.vring(index.into())?;
         vring.setup.forget();
-        Ok(vring.setup.base())
+        Ok(vring.setup.base(packed))
     }
 
     /// Takes vring `index` away in order to change one of its files, and tells so.

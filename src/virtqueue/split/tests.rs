@@ -1,11 +1,9 @@
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::Ordering;
-
 use crate::memory::AreaError;
 use crate::testing::{BUFFERS, Buffer, FakeDriver, Frame, RINGS};
 use crate::virtio_net::VIRTIO_F_EVENT_IDX;
-use crate::virtqueue::{SplitRing, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use crate::virtqueue::{Ring, SplitRing, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
 use super::event_passed;
 
@@ -17,6 +15,10 @@ fn calls_for(driver: &mut FakeDriver, count: usize) -> u64 {
     assert_eq!(driver.dequeue(count).len(), count);
     driver.used();
     driver.calls()
+}
+
+fn split(driver: &mut FakeDriver) -> &mut SplitRing {
+    SplitRing::of(&mut driver.virtqueue().ring).unwrap()
 }
 
 fn with_event_index() -> FakeDriver {
@@ -187,10 +189,10 @@ fn a_ring_never_claims_more_chains_than_it_holds() {
     let mut driver = FakeDriver::split(8).starting_at(0xfffe);
     for index in [6, 7, 0x7000, 0xfffd] {
         driver.set_available_index(index);
-        assert_eq!(driver.virtqueue().ring.available(), 8);
+        assert_eq!(split(&mut driver).available(u16::MAX), 8);
     }
     driver.set_available_index(5);
-    assert_eq!(driver.virtqueue().ring.available(), 7);
+    assert_eq!(split(&mut driver).available(u16::MAX), 7);
 }
 
 #[test]
@@ -209,8 +211,8 @@ fn a_ring_resumes_where_the_used_index_is() {
     config.base = 3;
     let ring = SplitRing::map(config, &driver.memory.table()).unwrap();
     assert_eq!(ring.resumed(), Some(5));
-    assert_eq!(ring.next_available(), 5);
-    assert_eq!(driver.virtqueue().ring.resumed(), None);
+    assert_eq!(ring.position(), 5);
+    assert_eq!(driver.virtqueue().resumed(), None);
 }
 
 #[test]
@@ -280,20 +282,19 @@ fn a_size_that_is_no_power_of_two_is_refused() {
 #[test]
 fn used_elements_are_not_visible_before_they_are_published() {
     let mut driver = FakeDriver::split(8);
-    let ring = &mut driver.virtqueue().ring;
+    let ring = split(&mut driver);
     ring.take(1);
-    ring.push_used(3, 7);
+    ring.push_used(3, 1, 7);
     assert_eq!(driver.used(), []);
-    assert!(driver.virtqueue().ring.publish_used());
+    assert!(split(&mut driver).publish_used());
     assert_eq!(driver.used().len(), 1);
 }
 
 #[test]
 fn the_word_to_wait_for_is_the_available_index() {
-    let mut driver = FakeDriver::split(8);
-    let view = driver.virtqueue().view();
-    driver.set_available_index(77);
-    // What the view loads is what the pointer names.
-    assert_eq!(view.available_index.load(Ordering::Relaxed), 77);
-    assert_eq!(view.monitor(), view.available_index.as_ptr());
+    let mut driver = FakeDriver::split(8).starting_at(0x105);
+    let monitor = driver.virtqueue().view().monitor(0x105);
+    assert_eq!(monitor.word, split(&mut driver).available_index.as_ptr());
+    assert_eq!((monitor.mask, monitor.value), (7, 5));
+    assert!(!monitor.wake_on_match);
 }

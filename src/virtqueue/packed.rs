@@ -1,0 +1,370 @@
+//! The packed ring (VIRTIO 1.2, 2.8), device side.
+//!
+//! Both sides run over one array of descriptors, each with a wrap counter that tells one turn from
+//! the next. Sizes need not be powers of two. A chain is consecutive descriptors; its id stands in the
+//! last one, and it is given back in the place of its first.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::ring::{Layout, Monitor, Ring, Walk, Walked};
+use super::split::event_passed;
+use super::{
+    Chain, RingConfig, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC,
+    VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
+};
+use crate::memory::{AreaError, Cursor, Descriptor, GuestPacked, GuestWord, MemoryTable, Uva};
+
+const WRAP: u16 = 1 << 15;
+
+/// An index into the ring with its wrap counter in bit 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position(u16);
+
+impl Position {
+    #[inline(always)]
+    fn index(self) -> u16 {
+        self.0 & !WRAP
+    }
+
+    #[inline(always)]
+    fn wrap(self) -> bool {
+        self.0 & WRAP != 0
+    }
+
+    /// `slots` further on, which is at most one turn of a ring of `size`.
+    #[inline(always)]
+    fn after(self, slots: u16, size: u16) -> Self {
+        let index = self.index().wrapping_add(slots);
+        if index < size {
+            Self(self.0 & WRAP | index)
+        } else {
+            Self(self.0 & WRAP ^ WRAP | index.wrapping_sub(size))
+        }
+    }
+
+    /// The two wrap bits of a descriptor that the driver made available in this turn.
+    #[inline(always)]
+    fn available_bits(self) -> u16 {
+        if self.wrap() {
+            VRING_PACKED_DESC_F_AVAIL
+        } else {
+            VRING_PACKED_DESC_F_USED
+        }
+    }
+
+    /// The two wrap bits of a descriptor that was used in this turn.
+    #[inline(always)]
+    fn used_bits(self) -> u16 {
+        if self.wrap() { WRAP_BITS } else { 0 }
+    }
+}
+
+const WRAP_BITS: u16 = VRING_PACKED_DESC_F_AVAIL | VRING_PACKED_DESC_F_USED;
+
+/// The first descriptor that a burst gives back; written last, for the driver looks at it first.
+#[derive(Clone, Copy, Debug)]
+struct Withheld {
+    at: Position,
+    id: u16,
+    len: u32,
+}
+
+/// A packed ring that the device side has taken up.
+#[derive(Debug)]
+pub struct PackedRing {
+    descriptors: GuestPacked,
+    call_hint: Suppression,
+    kicks: Suppression,
+    event_idx: bool,
+    size: u16,
+    /// Next descriptor to take.
+    next_available: Position,
+    /// Next place to give one back.
+    next_used: Position,
+    withheld: Option<Withheld>,
+    /// `next_used` when calls were last decided.
+    decided: Position,
+    /// No call was decided yet since the ring started; the first one is unconditional.
+    first_call: bool,
+}
+
+/// An event suppression structure (2.8.10): `off_wrap`, then `flags`.
+#[derive(Clone, Debug)]
+struct Suppression {
+    off_wrap: GuestWord,
+    flags: GuestWord,
+}
+
+impl Suppression {
+    fn map(memory: &Arc<MemoryTable>, at: Uva) -> Result<Self, AreaError> {
+        memory.area(at, 4)?;
+        Ok(Self {
+            off_wrap: GuestWord::map(memory, at)?,
+            flags: GuestWord::map(memory, Uva(at.0.wrapping_add(2)))?,
+        })
+    }
+}
+
+impl PackedRing {
+    /// Maps the ring and both event suppression structures, and takes it up at `config.base`.
+    ///
+    /// # Errors
+    ///
+    /// An area that is not wholly inside one region or not aligned, or a base outside the ring.
+    pub fn map(config: RingConfig, memory: &Arc<MemoryTable>) -> Result<Self, AreaError> {
+        let RingConfig { size, areas, .. } = config;
+        let base = Position(config.base);
+        if base.index() >= size {
+            return Err(AreaError::Base {
+                base: base.index(),
+                size,
+            });
+        }
+        Ok(Self {
+            descriptors: GuestPacked::map(memory, areas.descriptors, size)?,
+            call_hint: Suppression::map(memory, areas.available)?,
+            kicks: Suppression::map(memory, areas.used)?,
+            event_idx: config.event_idx,
+            size,
+            next_available: base,
+            next_used: base,
+            withheld: None,
+            decided: base,
+            first_call: true,
+        })
+    }
+
+    #[inline(always)]
+    fn at(&self, nth: u16) -> Position {
+        self.next_available.after(nth, self.size)
+    }
+
+    /// Writes the descriptor at `at` as a used one.
+    #[inline(always)]
+    fn write_used(&self, at: Position, id: u16, len: u32) {
+        // The length has a meaning for the driver only beside this flag (2.8.6).
+        let write = if len != 0 { VRING_DESC_F_WRITE } else { 0 };
+        let flags = at.used_bits() | write;
+        self.descriptors.set_used(at.index(), id, len, flags);
+    }
+
+    /// What other threads may look at.
+    pub(super) fn view(&self) -> PackedView {
+        PackedView {
+            descriptors: self.descriptors.clone(),
+            kicks: self.kicks.clone(),
+            event_idx: self.event_idx,
+            size: self.size,
+        }
+    }
+}
+
+/// Whether `flags` are those of a descriptor that is available at `at`.
+#[inline(always)]
+fn is_available(flags: u16, at: Position) -> bool {
+    flags & WRAP_BITS == at.available_bits()
+}
+
+impl Ring for PackedRing {
+    #[inline(always)]
+    fn of(layout: &mut Layout) -> Option<&mut Self> {
+        match layout {
+            Layout::Packed(ring) => Some(ring),
+            Layout::Split(_) => None,
+        }
+    }
+
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    #[inline(always)]
+    fn position(&self) -> u16 {
+        self.next_available.0
+    }
+
+    #[inline(always)]
+    fn available(&self, most: u16) -> u16 {
+        let at = self.next_available;
+        match self.descriptors.flags(at.index()) {
+            Some(flags) if is_available(flags, at) => self.size.min(most),
+            _ => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn peek(&self, nth: u16) -> Option<(Descriptor, u16)> {
+        let at = self.at(nth);
+        let descriptor = self.descriptors.get(at.index())?;
+        is_available(descriptor.flags, at).then_some((descriptor, descriptor.next))
+    }
+
+    fn walk(&self, nth: u16, chain: &mut Chain, memory: &mut Cursor<'_>) -> Walk {
+        let mut bytes = 0;
+        let mut id = 0;
+        let mut fits = true;
+        let mut slots = 0;
+        loop {
+            let at = self.at(nth.wrapping_add(slots));
+            let Some(descriptor) = self.descriptors.get(at.index()) else {
+                return Walk::Malformed { id, slots };
+            };
+            // The driver makes the first descriptor of a chain available last, so one that is not
+            // available behind it is no part of it.
+            if !is_available(descriptor.flags, at) {
+                return match slots {
+                    0 => Walk::Nothing,
+                    _ => Walk::Malformed { id, slots },
+                };
+            }
+            slots += 1;
+            id = descriptor.next;
+            let more = if !chain.step() {
+                None
+            } else if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
+                chain.push_table(memory, descriptor, self.size, true)
+            } else {
+                chain.push(memory, descriptor)
+            };
+            match more {
+                Some(more) => bytes += more,
+                // Walk on: all of its descriptors go back.
+                None => fits = false,
+            }
+            let last = descriptor.flags & VRING_DESC_F_NEXT == 0;
+            if last && fits {
+                return Walk::Complete(Walked { id, slots, bytes });
+            }
+            if last || slots == self.size || nth.wrapping_add(slots) >= self.size {
+                return Walk::Malformed { id, slots };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn take(&mut self, slots: u16) {
+        self.next_available = self.next_available.after(slots, self.size);
+    }
+
+    #[inline(always)]
+    fn push_used(&mut self, id: u16, slots: u16, len: u32) {
+        let at = self.next_used;
+        if self.withheld.is_none() {
+            self.withheld = Some(Withheld { at, id, len });
+        } else {
+            self.write_used(at, id, len);
+        }
+        self.next_used = at.after(slots, self.size);
+    }
+
+    #[inline(always)]
+    fn prefetch_used(&self, _slots: u16) {
+        // The lines were read as descriptors.
+    }
+
+    #[inline(always)]
+    fn publish_used(&mut self) -> bool {
+        let Some(first) = self.withheld.take() else {
+            return false;
+        };
+        self.write_used(first.at, first.id, first.len);
+        true
+    }
+
+    fn wants_call(&mut self) -> bool {
+        let old = std::mem::replace(&mut self.decided, self.next_used);
+        let new = self.next_used;
+        fence(Ordering::SeqCst);
+        let flags = self.call_hint.flags.load(Ordering::Acquire) & 3;
+        if flags != VRING_PACKED_EVENT_FLAG_DESC || !self.event_idx {
+            return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
+        }
+        let event = Position(self.call_hint.off_wrap.load(Ordering::Relaxed));
+        let first = std::mem::replace(&mut self.first_call, false);
+        // As distances from where this turn of `new` began; what lies in the turn before is
+        // negative, and wraps as the comparison does.
+        let from_new = |position: Position| {
+            if position.wrap() == new.wrap() {
+                position.index()
+            } else {
+                position.index().wrapping_sub(self.size)
+            }
+        };
+        first | event_passed(from_new(event), new.index(), from_new(old))
+    }
+
+    #[inline(always)]
+    fn forget_calls(&mut self) {
+        self.decided = self.next_used;
+    }
+}
+
+/// The part of a packed ring that any thread may look at while an lcore polls it.
+#[derive(Clone, Debug)]
+pub struct PackedView {
+    descriptors: GuestPacked,
+    kicks: Suppression,
+    event_idx: bool,
+    size: u16,
+}
+
+impl PackedView {
+    /// Descriptors that wait for a device side that takes `position` next.
+    pub fn available(&self, position: u16) -> u16 {
+        let start = Position(position);
+        let waits = |nth: &u16| {
+            let at = start.after(*nth, self.size);
+            let flags = self.descriptors.flags(at.index());
+            flags.is_some_and(|flags| is_available(flags, at))
+        };
+        let count = (0..self.size).take_while(waits).count();
+        u16::try_from(count).unwrap_or(self.size)
+    }
+
+    /// The flags of the descriptor that is taken next.
+    pub(super) fn monitor(&self, position: u16) -> Monitor {
+        let at = Position(position);
+        Monitor {
+            word: self.descriptors.flags_ptr(at.index()),
+            mask: WRAP_BITS,
+            value: at.available_bits(),
+            wake_on_match: true,
+        }
+    }
+
+    /// Tells the driver whether to kick (2.8.10).
+    pub fn want_kicks(&self, wanted: bool, position: u16) {
+        let flags = match (wanted, self.event_idx) {
+            (false, _) => VRING_PACKED_EVENT_FLAG_DISABLE,
+            (true, false) => VRING_PACKED_EVENT_FLAG_ENABLE,
+            (true, true) => {
+                self.kicks.off_wrap.store(position, Ordering::Relaxed);
+                VRING_PACKED_EVENT_FLAG_DESC
+            }
+        };
+        // Release: the position before the flag that makes it count.
+        self.kicks.flags.store(flags, Ordering::Release);
+        // The wish must be visible before the caller looks for buffers once more.
+        fence(Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_wraps_at_any_size() {
+        let start = Position(WRAP | 3);
+        assert_eq!(start.after(1, 5), Position(WRAP | 4));
+        assert_eq!(start.after(2, 5), Position(0));
+        assert_eq!(start.after(5, 5), Position(3));
+        assert_eq!(Position(4).after(1, 5), Position(WRAP));
+        let last = Position(32767);
+        assert_eq!(last.after(1, 32768), Position(WRAP));
+    }
+}

@@ -1,0 +1,145 @@
+//! What the burst bodies ask of a ring, whatever its layout.
+#![forbid(unsafe_code)]
+
+use super::packed::PackedView;
+use super::split::SplitView;
+use super::{Chain, PackedRing, SplitRing};
+use crate::memory::{Cursor, Descriptor};
+
+/// A running ring of either layout.
+#[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one per queue, and a burst should not follow one more pointer"
+)]
+pub enum Layout {
+    /// VIRTIO 1.2, 2.7.
+    Split(SplitRing),
+    /// VIRTIO 1.2, 2.8.
+    Packed(PackedRing),
+}
+
+/// A chain that was walked to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Walked {
+    /// What gives it back.
+    pub id: u16,
+    /// Slots of the ring that it takes.
+    pub slots: u16,
+    /// Bytes of its buffers.
+    pub bytes: u64,
+}
+
+/// What came of a walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// The driver has made nothing available there.
+    Nothing,
+    /// All buffers are in the chain.
+    Complete(Walked),
+    /// An index, address or table that does not fit; it can only be given back.
+    Malformed {
+        /// What gives it back.
+        id: u16,
+        /// Slots of the ring that it takes.
+        slots: u16,
+    },
+}
+
+/// A ring, device side.
+///
+/// A *slot* is a step of the index that runs over what the driver makes available: a chain in a
+/// split ring, a descriptor in a packed one. Chains are taken in order and given back in order.
+/// What is given back becomes visible to the driver at [`publish_used`](Ring::publish_used).
+pub trait Ring {
+    /// The ring of this layout in `layout`.
+    fn of(layout: &mut Layout) -> Option<&mut Self>;
+
+    /// Number of descriptors.
+    fn size(&self) -> u16;
+
+    /// Where the ring goes on, in the form of `SET_VRING_BASE`.
+    fn position(&self) -> u16;
+
+    /// Slots worth looking at, `most` at most. 0 when nothing waits; otherwise only the first slot
+    /// of a packed ring is known to be available.
+    fn available(&self, most: u16) -> u16;
+
+    /// The descriptor at the `nth` slot, read once, with the id that gives its chain back when it is
+    /// the whole chain. `None` when it is not available, or outside the table.
+    fn peek(&self, nth: u16) -> Option<(Descriptor, u16)>;
+
+    /// Appends the buffers of the chain at the `nth` slot to `chain`. Those before a fault stay
+    /// there.
+    fn walk(&self, nth: u16, chain: &mut Chain, memory: &mut Cursor<'_>) -> Walk;
+
+    /// Takes the next `slots` slots.
+    fn take(&mut self, slots: u16);
+
+    /// Gives a chain back with `len` bytes written.
+    fn push_used(&mut self, id: u16, slots: u16, len: u32);
+
+    /// Asks to own the lines where the next `slots` slots are given back.
+    fn prefetch_used(&self, slots: u16);
+
+    /// Makes all that was given back visible to the driver; whether there was anything.
+    fn publish_used(&mut self) -> bool;
+
+    /// Whether the driver wants a call for what was published since this was last asked.
+    ///
+    /// One full fence: what was published must be visible before the driver's wish is read, or both
+    /// sides could miss each other.
+    fn wants_call(&mut self) -> bool;
+
+    /// As [`wants_call`](Ring::wants_call) for a driver that cannot be called: no fence.
+    fn forget_calls(&mut self);
+}
+
+/// How to see that a buffer became available without polling: `word & mask` against `value`.
+#[derive(Clone, Copy, Debug)]
+pub struct Monitor {
+    /// The word to watch.
+    pub word: *const u16,
+    /// The bits that matter.
+    pub mask: u16,
+    /// Compared with those bits.
+    pub value: u16,
+    /// A buffer waits when they are equal; otherwise when they differ.
+    pub wake_on_match: bool,
+}
+
+/// The part of a ring that any thread may look at while an lcore polls it.
+#[derive(Clone, Debug)]
+pub enum RingView {
+    /// Of a split ring.
+    Split(SplitView),
+    /// Of a packed ring.
+    Packed(PackedView),
+}
+
+impl RingView {
+    /// Slots that wait for a device side that goes on at `position`.
+    pub fn available(&self, position: u16) -> u16 {
+        match self {
+            Self::Split(view) => view.available(position),
+            Self::Packed(view) => view.available(position),
+        }
+    }
+
+    /// What the driver changes when it makes a buffer available (`get_monitor_addr`).
+    pub fn monitor(&self, position: u16) -> Monitor {
+        match self {
+            Self::Split(view) => view.monitor(position),
+            Self::Packed(view) => view.monitor(position),
+        }
+    }
+
+    /// Tells the driver whether to kick. When this returns, the wish is visible to it, so one more
+    /// look at the ring misses nothing.
+    pub fn want_kicks(&self, wanted: bool, position: u16) {
+        match self {
+            Self::Split(view) => view.want_kicks(wanted, position),
+            Self::Packed(view) => view.want_kicks(wanted, position),
+        }
+    }
+}
