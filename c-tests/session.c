@@ -69,6 +69,15 @@ enable(uint32_t index, uint32_t value)
 	return frontend_ask(&guest.frontend, SET_VRING_ENABLE, &state, sizeof(state), NULL, 0);
 }
 
+/* Events follow the answer, and come before the next message is read. */
+static void
+settle(void)
+{
+	uint64_t features;
+
+	CHECK(frontend_get_u64(&guest.frontend, GET_FEATURES, &features), "no answer");
+}
+
 static uint32_t
 get_vring_base(uint32_t index)
 {
@@ -263,8 +272,10 @@ queue_events_beyond_the_queues(void)
 	CHECK(told == 8, "%u events", told);
 	/* Twice between two questions: nothing to tell. */
 	CHECK(enable(5, 0) == 0 && enable(5, 1) == 0, "enable");
+	settle();
 	CHECK(get_queue_event(guest.port, &event) == -1, "a change that was undone");
 	CHECK(enable(5, 0) == 0, "disable");
+	settle();
 	CHECK(get_queue_event(guest.port, &event) == 0 && event.queue_id == 2 && event.rx &&
 		      !event.enable,
 	      "vring 5 was not told");
@@ -327,6 +338,7 @@ rarp_comes_first(void)
 	REQUIRE(guest_connect(&guest), "no guest");
 	memcpy(&payload, &mac, sizeof(mac));
 	CHECK(frontend_ask_u64(&guest.frontend, SEND_RARP, payload) == 0, "RARP");
+	settle();
 	guest_offer_frame(&guest, 0, DATA_GPA, 100, 1);
 	mbuf = receive_one(guest.port, 0, 2000);
 	REQUIRE(mbuf != NULL, "no frame");
