@@ -41,6 +41,7 @@ const UNSAFE: &[&str] = &[
     "guard.rs",
     "dpdk/",
     "port/ops.rs",
+    "port/ops/queues.rs",
     "port/ops/statistics.rs",
     "port/burst.rs",
     "port/queue.rs",

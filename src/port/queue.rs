@@ -18,7 +18,9 @@ use crate::devargs::PortConfig;
 use crate::dpdk::ethdev::EthDev;
 use crate::dpdk::mbuf::RxTemplate;
 use crate::dpdk::mempool::Mempool;
-use crate::dpdk::sys::RTE_PKTMBUF_HEADROOM;
+use crate::dpdk::sys::{
+    RTE_PKTMBUF_HEADROOM, rte_eth_rxconf, rte_eth_rxq_info, rte_eth_txconf, rte_eth_txq_info,
+};
 use crate::dpdk::{eal, malloc};
 
 /// Rings that the port receives from.
@@ -221,6 +223,26 @@ pub(super) unsafe fn disown(dev: EthDev, port: &Arc<Port>) {
     unsafe { Arc::decrement_strong_count(Arc::as_ptr(port)) };
 }
 
+/// What the application asked for at rx queue setup.
+#[derive(Clone, Copy)]
+pub(super) struct RxSetup {
+    /// Where packets come from.
+    pub(super) pool: Mempool,
+    /// Has no effect: the driver of the guest chooses the size of its rings.
+    pub(super) descriptors: u16,
+    /// Of this, only the deferred start has an effect.
+    pub(super) conf: Option<rte_eth_rxconf>,
+}
+
+/// What the application asked for at tx queue setup.
+#[derive(Clone, Copy)]
+pub(super) struct TxSetup {
+    /// See [`RxSetup`].
+    pub(super) descriptors: u16,
+    /// See [`RxSetup`].
+    pub(super) conf: Option<rte_eth_txconf>,
+}
+
 /// An rx queue.
 #[repr(C, align(64))]
 pub(super) struct RxQueue {
@@ -228,10 +250,10 @@ pub(super) struct RxQueue {
     shared: NonNull<Shared>,
     pool: Mempool,
     shape: RxShape,
-    pub(super) index: u16,
     /// From the port's configuration, at its last start.
     pub(super) strip_vlan: AtomicBool,
     pub(super) stats: QueueStats,
+    setup: RxSetup,
 }
 
 /// A tx queue.
@@ -239,16 +261,18 @@ pub(super) struct RxQueue {
 pub(super) struct TxQueue {
     vring: NonNull<TxVring>,
     pub(super) stats: QueueStats,
+    setup: TxSetup,
 }
 
 impl RxQueue {
-    /// An rx queue of `port` that takes its packets from `pool`.
+    /// The rx queue `index` of `port`.
     pub(super) fn create(
         port: &Port,
         index: u16,
         socket: c_int,
-        pool: Mempool,
+        setup: RxSetup,
     ) -> Result<NonNull<Self>, PortError> {
+        let pool = setup.pool;
         let vring = port
             .rx
             .get(usize::from(index))
@@ -276,9 +300,9 @@ impl RxQueue {
                 room,
                 chains: !port.config.linear_buffer,
             },
-            index,
             strip_vlan: AtomicBool::new(false),
             stats: QueueStats::default(),
+            setup,
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
@@ -314,6 +338,24 @@ impl RxQueue {
     #[inline(always)]
     pub(super) fn pool(&self) -> RxPool {
         RxPool::new(self.pool, self.shape)
+    }
+
+    /// The application starts the queue itself, after the port.
+    pub(super) fn starts_deferred(&self) -> bool {
+        self.setup
+            .conf
+            .is_some_and(|conf| conf.rx_deferred_start != 0)
+    }
+
+    /// Tells what the queue was set up with.
+    pub(super) fn describe(&self, info: &mut rte_eth_rxq_info) {
+        info.mp = self.pool.as_ptr();
+        info.nb_desc = self.setup.descriptors;
+        info.scattered_rx = self.shape.chains.into();
+        info.rx_buf_size = self.shape.room;
+        if let Some(conf) = self.setup.conf {
+            info.conf = conf;
+        }
     }
 
     /// Receives packets into `out`; the number of places that were filled.
@@ -358,6 +400,7 @@ impl TxQueue {
         port: &Port,
         index: u16,
         socket: c_int,
+        setup: TxSetup,
     ) -> Result<NonNull<Self>, PortError> {
         let vring = port
             .tx
@@ -367,6 +410,7 @@ impl TxQueue {
         let queue = Self {
             vring: NonNull::from(vring),
             stats: QueueStats::default(),
+            setup,
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
@@ -384,6 +428,28 @@ impl TxQueue {
         unsafe { queue.cast::<Self>().as_ref() }
     }
 
+    /// The vring behind this queue.
+    #[inline(always)]
+    pub(super) fn vring(&self) -> &TxVring {
+        // SAFETY: part of the port, which frees its queues before itself (`close`).
+        unsafe { self.vring.as_ref() }
+    }
+
+    /// The application starts the queue itself, after the port.
+    pub(super) fn starts_deferred(&self) -> bool {
+        self.setup
+            .conf
+            .is_some_and(|conf| conf.tx_deferred_start != 0)
+    }
+
+    /// Tells what the queue was set up with.
+    pub(super) fn describe(&self, info: &mut rte_eth_txq_info) {
+        info.nb_desc = self.setup.descriptors;
+        if let Some(conf) = self.setup.conf {
+            info.conf = conf;
+        }
+    }
+
     /// Sends `packets`; how many were taken. A closed gate counts nothing, not even as missed.
     ///
     /// # Safety
@@ -391,13 +457,15 @@ impl TxQueue {
     /// One thread at a time sends on a queue, as ethdev demands.
     #[inline(always)]
     pub(super) unsafe fn send(&self, packets: &[Slot]) -> usize {
-        // SAFETY: part of the port, which frees its queues before itself (`close`).
-        let vring = unsafe { self.vring.as_ref() };
+        let vring = self.vring();
         // SAFETY: one thread at a time (caller).
         let sent = unsafe {
             vring.gate.enter(|running| {
                 let counters = &self.stats.counters;
-                (running.burst)(&mut running.virtqueue, &mut TxRelease, packets, counters)
+                let sent =
+                    (running.burst)(&mut running.virtqueue, &mut TxRelease, packets, counters);
+                vring.publish_next(running.virtqueue.position());
+                sent
             })
         };
         let Some(sent) = sent else { return 0 };
