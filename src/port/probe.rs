@@ -95,11 +95,6 @@ fn warn_without_effect(name: &str, config: &PortConfig) {
             "tso",
             "segmentation offloads are not offered to guests",
         ),
-        (
-            config.ext_buffer,
-            "ext-buffer",
-            "frames longer than an mbuf come as without it",
-        ),
     ] {
         if on {
             log::warn!(target: PORT, "{name}: {key}=1 has no effect in this version: {instead}");

@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
+use super::large::LargeBuffers;
 use super::packet::{RxPool, RxShape, Slot, TxRelease};
 use super::rarp;
 use super::stats::QueueStats;
@@ -22,6 +23,7 @@ use crate::dpdk::sys::{
     RTE_PKTMBUF_HEADROOM, rte_eth_rxconf, rte_eth_rxq_info, rte_eth_txconf, rte_eth_txq_info,
 };
 use crate::dpdk::{eal, malloc};
+use crate::log::PORT;
 
 /// Rings that the port receives from.
 pub(super) type Dequeue = DequeueBurst<RxPool>;
@@ -243,6 +245,28 @@ pub(super) struct TxSetup {
     pub(super) conf: Option<rte_eth_txconf>,
 }
 
+/// The buffers for frames that do not fit one mbuf, when the devargs ask for them.
+fn large_buffers(
+    port: &Port,
+    setup: &RxSetup,
+    socket: c_int,
+) -> Result<Option<LargeBuffers>, PortError> {
+    if !port.config.ext_buffer {
+        return Ok(None);
+    }
+    // SAFETY: ethdev checked that the pool is one of pktmbufs (rte_eth_rx_queue_setup).
+    if unsafe { setup.pool.has_pinned_buffers() } {
+        log::warn!(
+            target: PORT,
+            "{}: ext-buffer=1 has no effect: the mempool's mbufs have external buffers already",
+            port.name
+        );
+        return Ok(None);
+    }
+    let large = LargeBuffers::new(setup.descriptors, socket);
+    large.map(Some).ok_or(PortError::NoMemory)
+}
+
 /// An rx queue.
 #[repr(C, align(64))]
 pub(super) struct RxQueue {
@@ -288,6 +312,14 @@ impl RxQueue {
             });
         }
         let memory = malloc::zeroed::<Self>(c"net_vhost rxq", socket).ok_or(PortError::NoMemory)?;
+        let large = match large_buffers(port, &setup, socket) {
+            Ok(large) => large,
+            Err(error) => {
+                // SAFETY: fresh memory that nobody else has.
+                unsafe { malloc::free(memory) };
+                return Err(error);
+            }
+        };
         // SAFETY: as above, a pool of pktmbufs.
         let template = unsafe { RxTemplate::new(pool, port.dev().port_id()) };
         let queue = Self {
@@ -299,6 +331,7 @@ impl RxQueue {
                 headroom,
                 room,
                 chains: !port.config.linear_buffer,
+                large,
             },
             strip_vlan: AtomicBool::new(false),
             stats: QueueStats::default(),
@@ -307,6 +340,22 @@ impl RxQueue {
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
         Ok(memory)
+    }
+
+    /// Frees the queue. The buffers of packets that the application still has stay.
+    ///
+    /// # Safety
+    ///
+    /// What [`create`](Self::create) made; nobody polls it, and nobody uses it after this.
+    pub(super) unsafe fn destroy(queue: NonNull<Self>) {
+        // SAFETY: not freed yet (caller).
+        let large = unsafe { queue.as_ref() }.shape.large;
+        if let Some(large) = large {
+            // SAFETY: once, since the queue goes, and nobody polls it (caller).
+            unsafe { large.release() };
+        }
+        // SAFETY: from `create`, and unused from now on (caller).
+        unsafe { malloc::free(queue) };
     }
 
     /// The rx queue behind a pointer of ethdev's.

@@ -109,7 +109,7 @@ pub(super) unsafe fn release_rx(dev: EthDev, index: u16) {
     unsafe { dev.set_rx_queue(index, ptr::null_mut()) };
     if let Some(queue) = NonNull::new(queue) {
         // SAFETY: what queue setup made, unused from now on (caller).
-        unsafe { malloc::free(queue) };
+        unsafe { RxQueue::destroy(queue) };
     }
 }
 
