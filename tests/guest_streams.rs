@@ -17,7 +17,6 @@ use common::{
 /// One NIC of the guest, its port and its tap. The names of link 2: socket `s2`, guest's `eth2` with
 /// 10.0.2.2, host's `tap2` with 10.0.2.1, testpmd's ports 4 and 5.
 struct Link {
-    file: &'static str,
     /// What the port is given behind `iface=`.
     devargs: &'static str,
     /// What QEMU's NIC is given.
@@ -31,53 +30,94 @@ const GUEST_CSUM: usize = 1;
 const MRG_RXBUF: usize = 15;
 const EVENT_IDX: usize = 29;
 const INDIRECT_DESC: usize = 28;
+const MQ: usize = 22;
 const RING_PACKED: usize = 34;
 
 /// Every value of every choice, not every combination: split and packed; buffers mergeable or not;
 /// checksums left to the device or not; event index and indirect tables on and off. (DPDK's tap takes
 /// no frame above 1522 bytes, so larger ones go from guest to guest.)
-const LINKS: [Link; 6] = [
+const LINKS: &[Link] = &[
     Link {
-        file: "s0",
         devargs: "",
         nic: "",
         accepted: &[MRG_RXBUF, EVENT_IDX, INDIRECT_DESC],
         refused: &[RING_PACKED],
     },
     Link {
-        file: "s1",
         devargs: "",
         nic: ",mrg_rxbuf=off,event_idx=off,csum=off,guest_csum=off",
         accepted: &[INDIRECT_DESC],
         refused: &[MRG_RXBUF, EVENT_IDX, CSUM, GUEST_CSUM],
     },
     Link {
-        file: "s2",
         devargs: "",
         nic: ",packed=on",
         accepted: &[RING_PACKED, MRG_RXBUF, EVENT_IDX, INDIRECT_DESC],
         refused: &[],
     },
     Link {
-        file: "s3",
         devargs: "",
         nic: ",packed=on,mrg_rxbuf=off,indirect_desc=off",
         accepted: &[RING_PACKED, EVENT_IDX],
         refused: &[MRG_RXBUF, INDIRECT_DESC],
     },
     Link {
-        file: "s4",
         devargs: "",
         nic: ",packed=on,event_idx=off,csum=off,guest_csum=off",
         accepted: &[RING_PACKED, MRG_RXBUF],
         refused: &[EVENT_IDX, CSUM, GUEST_CSUM],
     },
     Link {
-        file: "s5",
         devargs: "",
         nic: ",mrg_rxbuf=off,indirect_desc=off",
         accepted: &[EVENT_IDX],
         refused: &[RING_PACKED, MRG_RXBUF, INDIRECT_DESC],
+    },
+];
+
+/// Two queue pairs, and a processor of the guest for each.
+const LINKS_OF_2_QUEUES: &[Link] = &[
+    Link {
+        devargs: "",
+        nic: "",
+        accepted: &[MQ],
+        refused: &[RING_PACKED],
+    },
+    Link {
+        devargs: "",
+        nic: ",packed=on",
+        accepted: &[MQ, RING_PACKED],
+        refused: &[],
+    },
+];
+
+/// Two NICs, each of its own guest, and the ports between them. The names of pair 2: sockets `a2` and
+/// `b2`, `eth2` in both guests, with 10.1.2.1 and 10.1.2.2, ports 4 and 5.
+struct Neighbours {
+    /// What both ports are given behind `iface=`.
+    devargs: &'static str,
+    nics: [&'static str; 2],
+    mtu: u32,
+}
+
+const NEIGHBOURS: &[Neighbours] = &[
+    Neighbours {
+        devargs: ",tso=1",
+        nics: ["", ",packed=on"],
+        mtu: 1500,
+    },
+    Neighbours {
+        devargs: ",tso=1",
+        nics: [",mrg_rxbuf=off,host_mtu=9000", ",packed=on,host_mtu=9000"],
+        mtu: 9000,
+    },
+    Neighbours {
+        devargs: "",
+        nics: [
+            ",packed=on,mrg_rxbuf=off,event_idx=off,indirect_desc=off,host_mtu=9000",
+            ",csum=off,guest_csum=off,host_mtu=9000",
+        ],
+        mtu: 9000,
     },
 ];
 
@@ -101,7 +141,7 @@ fn bridge(lab: &Lab, namespace: &Namespace, links: &[Link], queues: u16) -> Outc
     let driver = Driver::under_test()?;
     let mut eal = driver.eal_args();
     for (id, link) in links.iter().enumerate() {
-        let socket = lab.path_text(link.file);
+        let socket = lab.path_text(&format!("s{id}"));
         let devargs = link.devargs;
         let port = format!("net_vhost{id},iface={socket},queues={queues}{devargs}");
         let tap = format!("net_tap{id},iface=tap{id}");
@@ -132,7 +172,7 @@ fn bridge(lab: &Lab, namespace: &Namespace, links: &[Link], queues: u16) -> Outc
 
 fn nics(links: &[Link], queues: u16) -> Vec<Nic> {
     let nic = |(id, link): (u8, &Link)| Nic {
-        file: link.file,
+        file: format!("s{id}"),
         mac: id,
         machine: Machine {
             socket: "",
@@ -315,10 +355,10 @@ fn streams_floods_and_ping_pong_through_each_kind_of_ring() -> Outcome {
         return Ok(());
     };
     let namespace = Namespace::new()?;
-    let mut back = bridge(&lab, &namespace, &LINKS, 1)?;
-    let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics(&LINKS, 1))?;
+    let mut back = bridge(&lab, &namespace, LINKS, 1)?;
+    let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics(LINKS, 1))?;
     guest.wait_for_boot()?;
-    for (id, link) in (0_u8..).zip(&LINKS) {
+    for (id, link) in (0_u8..).zip(LINKS) {
         let index = usize::from(id);
         bring_up(&mut guest, index, link)?;
         ping_pong(&mut guest, &namespace, index)?;
@@ -328,6 +368,148 @@ fn streams_floods_and_ping_pong_through_each_kind_of_ring() -> Outcome {
     }
     guest.quit()?;
     back.wait_for_link(0, false)?;
+    back.quit()?;
+    lab.finish()
+}
+
+#[test]
+fn streams_through_2_queues_at_once() -> Outcome {
+    let test = "guest-streams-2-queues";
+    let lab = Lab::new(test)?;
+    let Some(image) = image(test, &lab)? else {
+        return Ok(());
+    };
+    let namespace = Namespace::new()?;
+    let mut back = bridge(&lab, &namespace, LINKS_OF_2_QUEUES, 2)?;
+    let nics = nics(LINKS_OF_2_QUEUES, 2);
+    let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics)?;
+    guest.wait_for_boot()?;
+    let bytes = noise(STREAM);
+    let hash = sha256(&lab, &bytes)?;
+    for (id, link) in (0_u8..).zip(LINKS_OF_2_QUEUES) {
+        bring_up(&mut guest, id.into(), link)?;
+        let listen = |port| {
+            let address = Ipv4Addr::new(10, 0, id, 1);
+            namespace.listen(SocketAddr::from((address, port)))
+        };
+        let listeners = [listen(5001)?, listen(5002)?];
+        stream(&mut guest, &listeners[0], &bytes, "/dev/null")?;
+        guest.run("mv /got /data")?;
+        let nc = |processor, port| {
+            format!("taskset {processor} nc 10.0.{id}.1 {port} </data >/got{processor}")
+        };
+        let both = format!(
+            "{} & {}; wait; sha256sum /got1 /got2",
+            nc(1, 5001),
+            nc(2, 5002)
+        );
+        thread::scope(|scope| -> Outcome {
+            let bytes = &bytes;
+            let hosts = listeners
+                .each_ref()
+                .map(|listener| scope.spawn(move || converse(listener, bytes)));
+            let hashes = guest.run(&both)?;
+            assert_eq!(
+                hashes.matches(&hash).count(),
+                2,
+                "{hashes}, expected {hash}"
+            );
+            for host in hosts {
+                let received = host.join().map_err(|_| "the host's side panicked")??;
+                assert!(received == *bytes, "link {id}: other bytes came back");
+            }
+            Ok(())
+        })?;
+        let xstats = back.xstats(2 * u16::from(id))?;
+        for counter in ["rx_q0", "rx_q1", "tx_q0", "tx_q1"] {
+            let counter = format!("{counter}_good_packets");
+            let count = xstats.iter().find(|(name, _)| *name == counter);
+            let many = count.is_some_and(|(_, packets)| *packets > 100);
+            assert!(many, "link {id}: {counter}: {count:?}");
+        }
+    }
+    guest.quit()?;
+    back.quit()?;
+    lab.finish()
+}
+
+/// Fills `/data` and returns its hash. File 3 becomes one that never ends and never has anything.
+fn fill(guest: &mut Guest) -> Outcome<String> {
+    let blocks = STREAM >> 16;
+    guest.run("mkfifo /idle; exec 3<>/idle")?;
+    guest.run(&format!(
+        "dd if=/dev/urandom of=/data bs=64k count={blocks} 2>/dev/null; sha256sum </data"
+    ))
+}
+
+#[test]
+fn streams_from_guest_to_guest() -> Outcome {
+    let test = "guest-to-guest";
+    let lab = Lab::new(test)?;
+    let Some(image) = image(test, &lab)? else {
+        return Ok(());
+    };
+    let mut eal = Driver::under_test()?.eal_args();
+    let mut nics = [Vec::new(), Vec::new()];
+    for (id, pair) in (0_u8..).zip(NEIGHBOURS) {
+        for (side, name) in [(0, 'a'), (1, 'b')] {
+            let file = format!("{name}{id}");
+            let (socket, devargs) = (lab.path_text(&file), pair.devargs);
+            let port = format!("net_vhost{file},iface={socket}{devargs}");
+            eal.extend(["--vdev".to_owned(), port]);
+            nics[side].push(Nic {
+                file,
+                mac: 16 * id + u8::from(name == 'b'),
+                machine: Machine {
+                    nic: pair.nics[side],
+                    ..Machine::PLAIN
+                },
+            });
+        }
+    }
+    let own = ["--max-pkt-len=9018", "--total-num-mbufs=32768"];
+    let mut back = Testpmd::start(&lab, "backend", &eal, &own)?;
+    back.run("set fwd io retry")?;
+    back.run("start")?;
+    let mut one = Guest::spawn_with(&lab, &image, "qemu-a", &nics[0])?;
+    let mut other = Guest::spawn_with(&lab, &image, "qemu-b", &nics[1])?;
+    one.wait_for_boot()?;
+    other.wait_for_boot()?;
+    let from_one = fill(&mut one)?;
+    let from_other = fill(&mut other)?;
+
+    for (id, Neighbours { mtu, nics, devargs }) in NEIGHBOURS.iter().enumerate() {
+        for (guest, side) in [(&mut one, 1), (&mut other, 2)] {
+            let features = guest.features(&format!("eth{id}"))?;
+            let nic = nics[side - 1];
+            println!("pair {id}{devargs}: {nic}, MTU {mtu}, negotiated {features:?}");
+            guest.run(&format!(
+                "ip addr add 10.1.{id}.{side}/24 dev eth{id}; ip link set eth{id} mtu {mtu} up"
+            ))?;
+        }
+        one.reach(&format!("10.1.{id}.2"))?;
+        one.run(&format!("ping -A -q -c 100 -s {} 10.1.{id}.2", mtu - 28))?;
+        // A stream in each direction; one `nc` for both could block in writing while its peer does.
+        let listening = "[ $(netstat -ltn | grep -c ':500[12] ') = 2 ]";
+        other.run(&format!(
+            "{{ nc -l -p 5001 <&3 >/got & nc -l -p 5002 </data & }}; \
+             until {listening}; do usleep 50000; done"
+        ))?;
+        let started = Instant::now();
+        let peer = format!("10.1.{id}.2");
+        let to_one = one.run(&format!(
+            "{{ nc {peer} 5001 </data & }}; nc {peer} 5002 <&3 >/got; wait; sha256sum </got"
+        ))?;
+        let to_other = other.run("wait; sha256sum </got")?;
+        println!(
+            "pair {id}: {STREAM} bytes both ways in {:.1?}",
+            started.elapsed()
+        );
+        assert_eq!(to_other, from_one, "pair {id}");
+        assert_eq!(to_one, from_other, "pair {id}");
+    }
+    one.quit()?;
+    other.quit()?;
     back.quit()?;
     lab.finish()
 }

@@ -181,10 +181,10 @@ impl Machine {
 }
 
 /// A NIC of a guest with several, or of one guest among several.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Nic {
     /// The socket's file in the test's folder.
-    pub(crate) file: &'static str,
+    pub(crate) file: String,
     /// The last byte of its MAC address.
     pub(crate) mac: u8,
     /// The rest.
@@ -203,7 +203,7 @@ impl Guest {
     /// Starts QEMU; the guest's NIC is at the lab's socket `s`. Does not wait for the boot.
     pub(crate) fn spawn(lab: &Lab, image: &Image, machine: &Machine) -> Outcome<Self> {
         let nic = Nic {
-            file: "s",
+            file: "s".to_owned(),
             mac: 0x10,
             machine: *machine,
         };
@@ -241,7 +241,7 @@ impl Guest {
                 nic: options,
                 queues,
             } = nic.machine;
-            let path = lab.path_text(nic.file);
+            let path = lab.path_text(&nic.file);
             let chardev = format!("socket,id=vhost{id},path={path}{socket}");
             command.args(["-chardev", &chardev]);
             let netdev = format!("vhost-user,id=net{id},chardev=vhost{id},queues={queues}");
