@@ -169,10 +169,10 @@ testpmd() {
         -- --total-num-mbufs 4096 "$@" >"$plugin/$role.log" 2>&1
 }
 
-# Waits for a file, at most 20 s.
-appears() {
+# Waits until a command succeeds, at most 20 s.
+eventually() {
     tries=0
-    until [ -e "$1" ] || [ "$tries" -ge 200 ]; do
+    until "$@" || [ "$tries" -ge 200 ]; do
         tries=$((tries + 1))
         sleep 0.1
     done
@@ -180,15 +180,17 @@ appears() {
 
 traffic() {
     socket=$top/$line.sock
-    rm -f "$socket" "$plugin/done"
+    rm -f "$socket" "$plugin/done" "$plugin/"*.log
     {
-        appears "$plugin/done"
+        eventually [ -e "$plugin/done" ]
         printf '%s\n' stop 'show port info 0' 'show port xstats 0' 'port stop 0' 'port close 0' quit
     } | testpmd backend 0 vhost "net_vhost0,iface=$socket" -i --auto-start &
     backend=$!
-    appears "$socket"
+    eventually [ -e "$socket" ]
     {
         echo 'start tx_first'
+        # Its own output is buffered, but the driver's messages are not.
+        eventually grep -qs 'link up' "$plugin/backend.log"
         sleep 3
         printf '%s\n' stop quit
     } | testpmd frontend 1 virtio "net_virtio_user0,path=$socket" -i ||
