@@ -58,7 +58,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
     let longest = if pool.chains() {
         MAX_FRAME
     } else {
-        room as u64
+        pool.longest_segment() as u64
     };
     let mut received = 0;
     chain.begin_burst();
@@ -118,7 +118,23 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             add(&counters.mbuf_alloc_failed, 1);
             break;
         }
-        let header = copy_frame::<P, F>(chain, &mut cursor, pool, packet);
+        let len = walked.bytes - header_len(F) as u64;
+        let large = if len > room as u64 {
+            copy_large::<P, F>(chain, &mut cursor, pool, packet, len)
+        } else {
+            None
+        };
+        if large.is_none() && len > room as u64 && !pool.chains() {
+            // No large buffer is left. The frame waits for one, as it would for a packet.
+            pool.finish(packet, 0);
+            pool.release(std::slice::from_ref(packet));
+            add(&counters.mbuf_alloc_failed, 1);
+            break;
+        }
+        let header = match large {
+            Some(header) => Some(header),
+            None => copy_frame::<P, F>(chain, &mut cursor, pool, packet),
+        };
         ring.push_used(walked.id, walked.slots, 0);
         ring.take(walked.slots);
         let Some(header) = header else {
@@ -211,6 +227,34 @@ fn look<R: Ring, const F: u32>(
     }
 }
 
+/// Copies the frame of `len` bytes in `chain` to `packet` with a large buffer; its
+/// header, as for [`copy_frame`]. `None` when there was no such buffer.
+#[inline(never)]
+fn copy_large<P: PacketPool, const F: u32>(
+    chain: &Chain,
+    cursor: &mut Cursor<'_>,
+    pool: &mut P,
+    packet: &mut P::Packet,
+    len: u64,
+) -> Option<Header> {
+    #[allow(clippy::cast_possible_truncation, reason = "a frame ends at MAX_FRAME")]
+    let mut room = pool.large(packet, len as usize)?;
+    let mut filled = 0;
+    let mut header = HeaderBytes::default();
+    for segment in chain.segments() {
+        let Some(bytes) = cursor.whole(segment.addr, segment.len as usize) else {
+            // It was there in the walk, and the table does not change.
+            break;
+        };
+        let copied = copy_in(room, header.take::<F>(bytes));
+        room = room.get_mut(copied..).unwrap_or_default();
+        filled += copied;
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "a frame ends at MAX_FRAME")]
+    pool.finish_large(packet, filled as u32);
+    Some(Header::from_bytes(header.bytes))
+}
+
 /// Copies the frame in `chain` to `packet`, which is fresh, and to as many more as it takes; its
 /// header, when the driver may ask for something in it. `None` when the pool runs dry on the way;
 /// `packet` is gone then.
@@ -228,19 +272,13 @@ fn copy_frame<P: PacketPool, const F: u32>(
         filled: 0,
         started: false,
     };
-    let mut header = [0; Header::LEN];
-    let mut skipped = 0;
+    let mut header = HeaderBytes::default();
     for segment in chain.segments() {
         let Some(mut bytes) = cursor.whole(segment.addr, segment.len as usize) else {
             // It was there in the walk, and the table does not change.
             break;
         };
-        let header_part = (header_len(F) - skipped).min(bytes.len());
-        if F & OFFLOADS != 0 && header_part != 0 {
-            copy_piece(header.get_mut(skipped..).unwrap_or_default(), bytes);
-        }
-        skipped += header_part;
-        bytes = bytes.after(header_part);
+        bytes = header.take::<F>(bytes);
         while !bytes.is_empty() {
             bytes = build.fill(pool, bytes);
             if !bytes.is_empty() && !build.extend(pool) {
@@ -251,7 +289,27 @@ fn copy_frame<P: PacketPool, const F: u32>(
     }
     build.close(pool);
     *packet = build.head;
-    Some(Header::from_bytes(header))
+    Some(Header::from_bytes(header.bytes))
+}
+
+/// The header of a chain, as far as it was seen.
+#[derive(Default)]
+struct HeaderBytes {
+    bytes: [u8; Header::LEN],
+    seen: usize,
+}
+
+impl HeaderBytes {
+    /// Takes what is missing of the header from the start of `bytes`; the rest comes back.
+    #[inline(always)]
+    fn take<'m, const F: u32>(&mut self, bytes: GuestRange<'m>) -> GuestRange<'m> {
+        let len = (header_len(F) - self.seen).min(bytes.len());
+        if F & OFFLOADS != 0 && len != 0 {
+            copy_piece(self.bytes.get_mut(self.seen..).unwrap_or_default(), bytes);
+        }
+        self.seen += len;
+        bytes.after(len)
+    }
 }
 
 /// A frame in the making: finished segments, and one that is being filled.

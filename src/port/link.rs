@@ -24,7 +24,9 @@ impl SessionEvents for Port {
                 return Some(virtqueue);
             };
             let burst = select_dequeue(&virtqueue);
-            vring.install(virtqueue, burst)
+            let before = vring.install(virtqueue, burst);
+            self.wake_if_owed(index / 2);
+            before
         } else {
             let Some(vring) = self.tx.get(pair) else {
                 return Some(virtqueue);
@@ -62,6 +64,7 @@ impl SessionEvents for Port {
         self.allow(Allow::Attached);
         self.dev().set_link(Link { up: true, ..LINK });
         log::info!(target: PORT, "{}: link up, vid {}", self.name, device.vid);
+        (0..self.shared.queues).for_each(|queue| self.wake_if_owed(queue));
         self.raise(Event::LinkState);
     }
 
@@ -84,6 +87,12 @@ impl SessionEvents for Port {
 
     fn send_rarp(&self, mac: [u8; 6]) {
         self.shared.rarp.ask(mac);
+        // Any queue may take it; one that sleeps would not look.
+        for (queue, vring) in (0..).zip(&self.rx) {
+            if vring.wants_wake() {
+                self.interrupts.wake(queue);
+            }
+        }
     }
 
     fn kick_changed(&self, index: u16, kick: Option<BorrowedFd<'_>>) {

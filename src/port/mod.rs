@@ -10,6 +10,7 @@ mod burst;
 mod error;
 mod events;
 mod intr;
+mod large;
 mod life;
 mod link;
 mod ops;
