@@ -69,6 +69,11 @@ device_info(void)
 	const uint64_t checksums = RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM;
 	const uint64_t tx_checksums = RTE_ETH_TX_OFFLOAD_UDP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
 	const uint64_t tx = RTE_ETH_TX_OFFLOAD_MULTI_SEGS | RTE_ETH_TX_OFFLOAD_VLAN_INSERT;
+	/* The C driver does these, too, or could, and does not say so. */
+	const uint64_t rx_more = RTE_ETH_RX_OFFLOAD_IPV4_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_LRO |
+				 RTE_ETH_RX_OFFLOAD_SCATTER;
+	const uint64_t tx_more = RTE_ETH_TX_OFFLOAD_IPV4_CKSUM | RTE_ETH_TX_OFFLOAD_SCTP_CKSUM |
+				 RTE_ETH_TX_OFFLOAD_TCP_TSO;
 	struct rte_eth_dev_info info;
 	uint16_t port = attach(socket_path("info"), 5);
 
@@ -80,9 +85,11 @@ device_info(void)
 	CHECK(info.max_rx_pktlen == UINT32_MAX, "max_rx_pktlen %u", info.max_rx_pktlen);
 	CHECK(info.min_rx_bufsize == 0, "min_rx_bufsize %u", info.min_rx_bufsize);
 	CHECK(info.max_mac_addrs == 1, "max_mac_addrs %u", info.max_mac_addrs);
-	CHECK(info.rx_offload_capa == (RTE_ETH_RX_OFFLOAD_VLAN_STRIP | checksums),
+	CHECK(info.rx_offload_capa ==
+		      (RTE_ETH_RX_OFFLOAD_VLAN_STRIP | checksums | (plugin_is_stock() ? 0 : rx_more)),
 	      "Rx %#" PRIx64, info.rx_offload_capa);
-	CHECK(info.tx_offload_capa == (tx | tx_checksums), "Tx %#" PRIx64, info.tx_offload_capa);
+	CHECK(info.tx_offload_capa == (tx | tx_checksums | (plugin_is_stock() ? 0 : tx_more)),
+	      "Tx %#" PRIx64, info.tx_offload_capa);
 	CHECK(info.rx_queue_offload_capa == 0 && info.tx_queue_offload_capa == 0,
 	      "offloads for each queue");
 	vdev_detach(DEVICE);
@@ -90,8 +97,9 @@ device_info(void)
 	port = vdev_attach(DEVICE, "iface=%s,legacy-ol-flags=1", socket_path("info"));
 	REQUIRE(port != NO_PORT, "probe failed");
 	REQUIRE(rte_eth_dev_info_get(port, &info) == 0, "no info");
-	CHECK(info.rx_offload_capa == RTE_ETH_RX_OFFLOAD_VLAN_STRIP, "legacy Rx %#" PRIx64,
-	      info.rx_offload_capa);
+	CHECK(info.rx_offload_capa == (RTE_ETH_RX_OFFLOAD_VLAN_STRIP |
+				       (plugin_is_stock() ? 0 : RTE_ETH_RX_OFFLOAD_SCATTER)),
+	      "legacy Rx %#" PRIx64, info.rx_offload_capa);
 	CHECK(info.tx_offload_capa == tx, "legacy Tx %#" PRIx64, info.tx_offload_capa);
 }
 

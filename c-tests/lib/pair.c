@@ -80,9 +80,12 @@ pair_open_frontend(struct pair *pair)
 		.descriptors = options->ring_size,
 		.pool = pair->frontend_pool,
 		.mtu = JUMBO_MTU,
-		.rx_offloads = options->frontend_room < JUMBO_MTU ? RTE_ETH_RX_OFFLOAD_SCATTER : 0,
-		.tx_offloads = RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
+		.rx_offloads = options->frontend_rx_offloads,
+		.tx_offloads = options->frontend_tx_offloads | RTE_ETH_TX_OFFLOAD_MULTI_SEGS,
 	};
+
+	if (options->frontend_room < JUMBO_MTU)
+		config.rx_offloads |= RTE_ETH_RX_OFFLOAD_SCATTER;
 
 	/* virtio-user writes to its socket also when the backend has left. */
 	signal(SIGPIPE, SIG_IGN);

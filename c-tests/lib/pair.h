@@ -15,6 +15,7 @@ struct pair_options {
 	bool backend_connects;    /* client=1: the frontend listens */
 	const char *devargs;      /* more of them for the backend, such as ",tso=1" */
 	uint64_t rx_offloads, tx_offloads; /* of the backend */
+	uint64_t frontend_rx_offloads, frontend_tx_offloads; /* decide what virtio-user negotiates */
 	uint16_t backend_room;    /* data bytes of an mbuf; 0 stands for 2048 */
 	uint16_t frontend_room;
 	unsigned int pool_size;   /* mbufs a side; 0: enough for all rings */

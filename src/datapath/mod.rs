@@ -17,7 +17,7 @@ mod select;
 pub use counters::{QueueCounters, SIZE_BINS, Tally};
 pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 // What a packet is asked, in the words of the layer below.
-pub use crate::virtio_net::{Asked, Headers, Ip, Transport};
+pub use crate::virtio_net::{Asked, Headers, Ip, Transport, ip_checksum_is_right};
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
 /// The most packets that go through one pass of the short body.

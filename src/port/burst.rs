@@ -2,15 +2,19 @@
 
 use core::ffi::c_void;
 use std::mem::MaybeUninit;
+use std::sync::atomic::Ordering;
 
 use super::packet::{RxPool, Slot};
 use super::queue::{RxQueue, TxQueue};
 use super::rarp;
 use super::stats::{VLAN_TAG, add};
-use crate::datapath::{PacketPool, Tally};
+use crate::datapath::{Packet, PacketPool, Tally, ip_checksum_is_right};
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::mbuf::Mbuf;
-use crate::dpdk::sys::{RTE_MBUF_F_RX_VLAN, RTE_MBUF_F_RX_VLAN_STRIPPED};
+use crate::dpdk::sys::{
+    RTE_MBUF_F_RX_IP_CKSUM_BAD, RTE_MBUF_F_RX_IP_CKSUM_GOOD, RTE_MBUF_F_RX_VLAN,
+    RTE_MBUF_F_RX_VLAN_STRIPPED,
+};
 use crate::guard;
 
 /// `rx_pkt_burst`: a closed gate is an empty burst.
@@ -33,7 +37,10 @@ pub(super) unsafe extern "C" fn rx_burst(
         let out = unsafe { std::slice::from_raw_parts_mut(packets.cast::<Slot>(), count.into()) };
         // SAFETY: one lcore at a time (caller).
         let received = unsafe { queue.receive(out) };
-        if queue.strip_vlan.load(std::sync::atomic::Ordering::Relaxed) {
+        if queue.check_ip.load(Ordering::Relaxed) {
+            check_ip(out.get(..received).unwrap_or_default());
+        }
+        if queue.strip_vlan.load(Ordering::Relaxed) {
             strip(queue, out.get(..received).unwrap_or_default());
         }
         narrow(received)
@@ -108,6 +115,20 @@ pub(super) fn inject(queue: &RxQueue, pool: &mut RxPool, out: &mut [Slot]) -> us
     tally.add(rarp::FRAME_LEN, &frame);
     tally.flush(&queue.stats.counters);
     1
+}
+
+/// Marks frames with what the checksum of their IPv4 header is.
+fn check_ip(packets: &[Slot]) {
+    for packet in packets {
+        let start = packet.segments().next().unwrap_or_default();
+        let mark = match ip_checksum_is_right(start) {
+            None => continue,
+            Some(true) => RTE_MBUF_F_RX_IP_CKSUM_GOOD,
+            Some(false) => RTE_MBUF_F_RX_IP_CKSUM_BAD,
+        };
+        let mbuf = packet.mbuf();
+        mbuf.set_ol_flags(mbuf.ol_flags() | mark);
+    }
 }
 
 /// Takes the outer VLAN tags off `packets`.

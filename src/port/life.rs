@@ -25,6 +25,8 @@ pub(super) struct Wanted {
     pub(super) strip_vlan: bool,
     /// Hears of received frames whose checksum is missing; otherwise it is made here.
     pub(super) marks_checksums: bool,
+    /// Wants to know whether the checksum of IPv4 headers is right.
+    pub(super) check_ip: bool,
 }
 
 impl Port {
@@ -64,6 +66,9 @@ impl Port {
         self.shared
             .complete_checksums
             .store(!wanted.marks_checksums, Ordering::Relaxed);
+        self.shared
+            .check_ip
+            .store(wanted.check_ip, Ordering::Relaxed);
     }
 
     /// Lets lcores poll the first `rx` and `tx` queues.

@@ -16,8 +16,10 @@ use crate::dpdk::abi::{eth_dev_ops, rte_eth_dev};
 use crate::dpdk::ethdev::{EthDev, QueueState};
 use crate::dpdk::intr::RxInterrupts;
 use crate::dpdk::sys::{
-    RTE_ETH_RX_OFFLOAD_TCP_CKSUM, RTE_ETH_RX_OFFLOAD_UDP_CKSUM, RTE_ETH_RX_OFFLOAD_VLAN_STRIP,
-    RTE_ETH_TX_OFFLOAD_MULTI_SEGS, RTE_ETH_TX_OFFLOAD_TCP_CKSUM, RTE_ETH_TX_OFFLOAD_UDP_CKSUM,
+    RTE_ETH_RX_OFFLOAD_IPV4_CKSUM, RTE_ETH_RX_OFFLOAD_SCATTER, RTE_ETH_RX_OFFLOAD_TCP_CKSUM,
+    RTE_ETH_RX_OFFLOAD_TCP_LRO, RTE_ETH_RX_OFFLOAD_UDP_CKSUM, RTE_ETH_RX_OFFLOAD_VLAN_STRIP,
+    RTE_ETH_TX_OFFLOAD_IPV4_CKSUM, RTE_ETH_TX_OFFLOAD_MULTI_SEGS, RTE_ETH_TX_OFFLOAD_SCTP_CKSUM,
+    RTE_ETH_TX_OFFLOAD_TCP_CKSUM, RTE_ETH_TX_OFFLOAD_TCP_TSO, RTE_ETH_TX_OFFLOAD_UDP_CKSUM,
     RTE_ETH_TX_OFFLOAD_VLAN_INSERT, rte_eth_dev_info, rte_ether_addr,
 };
 use crate::dpdk::varying;
@@ -113,6 +115,7 @@ fn wanted(dev: EthDev) -> Wanted {
         strip_vlan: offloads & RTE_ETH_RX_OFFLOAD_VLAN_STRIP != 0,
         marks_checksums: offloads & (RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM)
             != 0,
+        check_ip: offloads & RTE_ETH_RX_OFFLOAD_IPV4_CKSUM != 0,
     }
 }
 
@@ -135,11 +138,13 @@ unsafe extern "C" fn vlan_offload_set(dev: *mut rte_eth_dev, _mask: c_int) -> c_
 fn tell_rx_queues(dev: EthDev, port: &Port) {
     let strip_vlan = port.shared.vlan_strip.load(Ordering::Relaxed);
     let complete = port.shared.complete_checksums.load(Ordering::Relaxed);
+    let check_ip = port.shared.check_ip.load(Ordering::Relaxed);
     for index in 0..dev.queue_counts().0 {
         // SAFETY: what rx queue setup stored.
         if let Some(queue) = unsafe { RxQueue::from_ptr(dev.rx_queue(index)) } {
             queue.strip_vlan.store(strip_vlan, Ordering::Relaxed);
             queue.complete_checksums.store(complete, Ordering::Relaxed);
+            queue.check_ip.store(check_ip, Ordering::Relaxed);
         }
     }
 }
@@ -243,8 +248,15 @@ pub(super) unsafe fn close(dev: EthDev) {
 ///
 /// See [`dev_configure`]; `info` is the caller's.
 unsafe extern "C" fn dev_infos_get(dev: *mut rte_eth_dev, info: *mut rte_eth_dev_info) -> c_int {
-    const RX_CHECKSUMS: u64 = RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM;
-    const TX_CHECKSUMS: u64 = RTE_ETH_TX_OFFLOAD_UDP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
+    const RX_OFFLOADS: u64 = RTE_ETH_RX_OFFLOAD_IPV4_CKSUM
+        | RTE_ETH_RX_OFFLOAD_UDP_CKSUM
+        | RTE_ETH_RX_OFFLOAD_TCP_CKSUM
+        | RTE_ETH_RX_OFFLOAD_TCP_LRO;
+    const TX_OFFLOADS: u64 = RTE_ETH_TX_OFFLOAD_IPV4_CKSUM
+        | RTE_ETH_TX_OFFLOAD_UDP_CKSUM
+        | RTE_ETH_TX_OFFLOAD_TCP_CKSUM
+        | RTE_ETH_TX_OFFLOAD_SCTP_CKSUM
+        | RTE_ETH_TX_OFFLOAD_TCP_TSO;
     guard::errno(|| {
         // SAFETY: called by ethdev.
         let dev = unsafe { EthDev::from_ptr(dev) }.ok_or(PortError::Closed)?;
@@ -257,11 +269,15 @@ unsafe extern "C" fn dev_infos_get(dev: *mut rte_eth_dev, info: *mut rte_eth_dev
         info.max_rx_queues = shared.queues;
         info.max_tx_queues = shared.queues;
         info.min_rx_bufsize = 0;
+        info.max_lro_pkt_size = u32::MAX;
         info.rx_offload_capa = RTE_ETH_RX_OFFLOAD_VLAN_STRIP;
+        if shared.chains() {
+            info.rx_offload_capa |= RTE_ETH_RX_OFFLOAD_SCATTER;
+        }
         info.tx_offload_capa = RTE_ETH_TX_OFFLOAD_MULTI_SEGS | RTE_ETH_TX_OFFLOAD_VLAN_INSERT;
         if shared.checksums() {
-            info.rx_offload_capa |= RX_CHECKSUMS;
-            info.tx_offload_capa |= TX_CHECKSUMS;
+            info.rx_offload_capa |= RX_OFFLOADS;
+            info.tx_offload_capa |= TX_OFFLOADS;
         }
         Ok::<_, PortError>(())
     })

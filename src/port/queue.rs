@@ -56,6 +56,7 @@ pub(super) struct Shared {
     pub(super) vlan_strip: AtomicBool,
     /// Checksums that drivers leave out are made by the rx queues.
     pub(super) complete_checksums: AtomicBool,
+    pub(super) check_ip: AtomicBool,
 }
 
 // SAFETY: atomics, and constants once the port is probed; `port` is only followed as `port_of` says.
@@ -94,6 +95,7 @@ impl SharedBox {
             attached: AtomicBool::new(false),
             vlan_strip: AtomicBool::new(false),
             complete_checksums: AtomicBool::new(false),
+            check_ip: AtomicBool::new(false),
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(shared) };
@@ -132,6 +134,8 @@ pub(super) fn offer(config: &PortConfig) -> Offer {
     }
 }
 
+/// In `Shared::flags`: `linear-buffer`.
+const LINEAR_BUFFER: u64 = 1 << 6;
 /// In `Shared::flags`: not `legacy-ol-flags`.
 const COMPLIANT_OL_FLAGS: u64 = 1 << 8;
 /// In `Shared::flags`: vrings are counted; always so.
@@ -144,7 +148,7 @@ fn register_flags(config: &PortConfig) -> u64 {
         (config.iommu_support, 1 << 3),
         (config.postcopy_support, 1 << 4),
         (config.ext_buffer, 1 << 5),
-        (config.linear_buffer, 1 << 6),
+        (config.linear_buffer, LINEAR_BUFFER),
         (!config.legacy_ol_flags, COMPLIANT_OL_FLAGS),
     ]
     .into_iter()
@@ -166,6 +170,11 @@ impl Shared {
     /// Whether checksum offloads are promised to the application.
     pub(super) fn checksums(&self) -> bool {
         self.flags & COMPLIANT_OL_FLAGS != 0
+    }
+
+    /// Whether frames may be chains of mbufs.
+    pub(super) fn chains(&self) -> bool {
+        self.flags & LINEAR_BUFFER == 0
     }
 
     /// What a dump of the port shows: the names and the order of the C driver.
@@ -296,6 +305,8 @@ pub(super) struct RxQueue {
     pub(super) strip_vlan: AtomicBool,
     /// As before: checksums that drivers leave out are made here.
     pub(super) complete_checksums: AtomicBool,
+    /// As before: the checksum of IPv4 headers is checked.
+    pub(super) check_ip: AtomicBool,
     pub(super) stats: QueueStats,
     setup: RxSetup,
 }
@@ -355,6 +366,7 @@ impl RxQueue {
             },
             strip_vlan: AtomicBool::new(false),
             complete_checksums: AtomicBool::new(false),
+            check_ip: AtomicBool::new(false),
             stats: QueueStats::default(),
             setup,
         };

@@ -17,7 +17,7 @@ pub use offload::{
     Asked, HEADERS_LEN, Missing, Received, behind, checksum_of, driver_asks, receive,
     receive_legacy,
 };
-pub use parse::{Headers, Ip, Transport};
+pub use parse::{Headers, Ip, Transport, ip_checksum_is_right};
 pub use plan::{Plan, Refused};
 
 /// The driver may leave checksums to the device (bit number).

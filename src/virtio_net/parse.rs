@@ -1,6 +1,8 @@
 //! Where the headers of a frame are: Ethernet, up to two VLAN tags, IP, and the transport above it.
 #![forbid(unsafe_code)]
 
+use super::checksum::Sum;
+
 /// A version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ip {
@@ -174,6 +176,19 @@ impl Headers {
     }
 }
 
+/// Whether the checksum of a frame's IPv4 header is right; `None` when `start`, with which the frame
+/// begins, has no whole IPv4 header.
+pub fn ip_checksum_is_right(start: &[u8]) -> Option<bool> {
+    let headers = Headers::parse(start);
+    if headers.ip != Some(Ip::V4) {
+        return None;
+    }
+    let at = usize::from(headers.l2_len);
+    let mut sum = Sum::default();
+    sum.add(start.get(at..at + usize::from(headers.l3_len))?);
+    Some(sum.finish() == 0)
+}
+
 /// The big-endian word at `at`.
 pub(super) fn word(bytes: &[u8], at: usize) -> Option<u16> {
     let word = bytes.get(at..at + 2)?;
@@ -263,6 +278,17 @@ mod tests {
         assert_eq!(Headers::parse(&frame).transport, None);
         frame[14] = 0x44;
         assert_eq!(Headers::parse(&frame).ip, None);
+    }
+
+    #[test]
+    fn the_checksum_of_an_ipv4_header_is_checked() {
+        let mut frame = [ethernet(&[0x8100, 0x0800]), ipv4(6, 4), tcp(0)].concat();
+        assert_eq!(ip_checksum_is_right(&frame), Some(false));
+        // 0x46 of the first word and the protocol.
+        frame[18 + 10..18 + 12].copy_from_slice(&(!(0x4600_u16 + 6)).to_be_bytes());
+        assert_eq!(ip_checksum_is_right(&frame), Some(true));
+        assert_eq!(ip_checksum_is_right(&frame[..41]), None);
+        assert_eq!(ip_checksum_is_right(&ethernet(&[0x86dd])), None);
     }
 
     proptest! {
