@@ -302,8 +302,13 @@ impl Plan {
         if self.head_len < ADDRESSES_LEN {
             return Err(Refused::Other);
         }
-        self.head
-            .copy_within(ADDRESSES_LEN..self.head_len, ADDRESSES_LEN + shift);
+        // From the end: the two places overlap.
+        for at in (ADDRESSES_LEN..self.head_len).rev() {
+            let byte = self.head.get(at).copied().unwrap_or_default();
+            if let Some(to) = self.head.get_mut(at + shift) {
+                *to = byte;
+            }
+        }
         self.head_len += shift;
         self.len = self.len.saturating_add(TAG_LEN.into());
         set(&mut self.head, ADDRESSES_LEN, 0x8100);
