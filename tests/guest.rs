@@ -38,7 +38,7 @@ fn connected(lab: &Lab, image: &Image, machine: &Machine, back: &mut Testpmd) ->
 
 /// QEMU leaves the socket of its monitor when it is killed.
 fn after_a_kill(lab: &Lab) {
-    let _ = fs::remove_file(lab.path("qmp"));
+    let _ = fs::remove_file(lab.path("qemu.qmp"));
 }
 
 /// A way to run one queue: what the NIC offers, and what the guest's driver makes of it.
