@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use vmm_sys_util::eventfd::EventFd;
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::sys::{
     RTE_INTR_HANDLE_VDEV, RTE_INTR_INSTANCE_F_PRIVATE, RTE_INTR_VEC_RXTX_OFFSET,
@@ -30,18 +30,16 @@ pub struct RxInterrupts {
 #[derive(Debug)]
 struct Queue {
     epoll: OwnedFd,
-    wake: EventFd,
+    wake: OwnedFd,
 }
 
 impl Queue {
     fn new() -> io::Result<Self> {
         let queue = Self {
             epoll: epoll()?,
-            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
         };
-        // SAFETY: the eventfd is open, and stays so as long as it is borrowed.
-        let wake = unsafe { BorrowedFd::borrow_raw(queue.wake.as_raw_fd()) };
-        queue.control(libc::EPOLL_CTL_ADD, wake, Some(READABLE))?;
+        queue.control(libc::EPOLL_CTL_ADD, queue.wake.as_fd(), Some(READABLE))?;
         Ok(queue)
     }
 
@@ -149,7 +147,7 @@ impl RxInterrupts {
     pub fn wake(&self, index: u16) {
         if let Ok(queue) = self.queue(index) {
             // It fails when the counter is at its end, and then they are awake.
-            let _ = queue.wake.write(1);
+            let _ = rustix::io::write(&queue.wake, &1_u64.to_ne_bytes());
         }
     }
 
@@ -157,7 +155,7 @@ impl RxInterrupts {
     pub fn rest(&self, index: u16) {
         if let Ok(queue) = self.queue(index) {
             // It fails when nobody was woken.
-            let _ = queue.wake.read();
+            let _ = rustix::io::read(&queue.wake, &mut [0; size_of::<u64>()]);
         }
     }
 
