@@ -155,7 +155,7 @@ impl RxInterrupts {
     pub fn rest(&self, index: u16) {
         if let Ok(queue) = self.queue(index) {
             // It fails when nobody was woken.
-            let _ = rustix::io::read(&queue.wake, &mut [0; size_of::<u64>()]);
+            let _ = rustix::io::read(&queue.wake, &mut [0_u8; 8]);
         }
     }
 
