@@ -418,6 +418,40 @@ any_mtu_and_any_frame(void)
 	}
 }
 
+/* A tagged frame of the guest: the tag it still has when it arrives, or what was stripped. */
+static void
+vlan_strip_is(bool on)
+{
+	uint8_t bytes[100];
+	struct rte_mbuf *mbuf;
+
+	frame_fill(bytes, sizeof(bytes), 1);
+	memcpy(bytes + 12, (const uint8_t[]){0x81, 0x00, 0x00, 0x2a}, 4);
+	mbuf = bytes_mbuf(pair.frontend_pool, bytes, sizeof(bytes), 0);
+	REQUIRE(mbuf != NULL, "no mbuf");
+	mbuf = pair_pass(&pair, TO_HOST, 0, mbuf);
+	REQUIRE(mbuf != NULL, "nothing came");
+	CHECK(mbuf->pkt_len == (on ? 96 : 100), "%u bytes", mbuf->pkt_len);
+	CHECK(((mbuf->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED) != 0) == on &&
+		      mbuf->vlan_tci == (on ? 42 : 0),
+	      "flags %#llx, tag %u", (unsigned long long)mbuf->ol_flags, mbuf->vlan_tci);
+	rte_pktmbuf_free(mbuf);
+}
+
+static void
+vlan_strip_is_switched_while_it_runs(void)
+{
+	if (beyond_stock())
+		return;
+	REQUIRE(open_layout(false), "no pair");
+	vlan_strip_is(false);
+	CHECK(rte_eth_dev_set_vlan_offload(pair.backend, RTE_ETH_VLAN_STRIP_OFFLOAD) == 0, "on");
+	vlan_strip_is(true);
+	CHECK(rte_eth_dev_set_vlan_offload(pair.backend, 0) == 0, "off");
+	vlan_strip_is(false);
+	pair_close(&pair);
+}
+
 int
 main(void)
 {
@@ -433,6 +467,7 @@ main(void)
 		 monitored_address_changes_with_each_frame, 20);
 	run_case("the monitored address dies with the ring", monitor_dies_with_the_ring, 10);
 	run_case("questions disturb no burst", questions_disturb_no_burst, 60);
+	run_case("VLAN strip is switched while it runs", vlan_strip_is_switched_while_it_runs, 10);
 	run_case("any MTU, and frames of 64 KB", any_mtu_and_any_frame, 30);
 	return eal_end();
 }
