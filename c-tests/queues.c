@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include <rte_lcore.h>
 #include <rte_power_intrinsics.h>
 
 #define QUEUES 2
@@ -396,6 +397,18 @@ questions_disturb_no_burst(void)
 }
 
 static void
+port_is_on_the_node_of_its_ring(void)
+{
+	if (beyond_stock())
+		return;
+	REQUIRE(open_layout(false), "no pair");
+	/* Virtio-user's memory is of this process. */
+	CHECK(rte_eth_dev_socket_id(pair.backend) >= 0 || rte_socket_count() == 1, "node %d",
+	      rte_eth_dev_socket_id(pair.backend));
+	pair_close(&pair);
+}
+
+static void
 any_mtu_and_any_frame(void)
 {
 	struct pair_options options = {.ring_size = 1024};
@@ -468,6 +481,7 @@ main(void)
 	run_case("the monitored address dies with the ring", monitor_dies_with_the_ring, 10);
 	run_case("questions disturb no burst", questions_disturb_no_burst, 60);
 	run_case("VLAN strip is switched while it runs", vlan_strip_is_switched_while_it_runs, 10);
+	run_case("the port is on the node of its ring", port_is_on_the_node_of_its_ring, 10);
 	run_case("any MTU, and frames of 64 KB", any_mtu_and_any_frame, 30);
 	return eal_end();
 }
