@@ -111,11 +111,15 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         let len = walked.bytes - header_len(F) as u64;
         let large = len > room as u64 && copy_large::<P, F>(chain, &mut cursor, pool, packet, len);
         if !large && len > room as u64 && !pool.chains() {
-            // No large buffer is left. The frame waits for one, as it would for a packet.
+            // No large buffer is left. Others behind it may fit, and if all buffers lie in a ring
+            // that only more packets move on, it would wait for itself.
             pool.finish(packet, 0);
             pool.release(std::slice::from_ref(packet));
             add(&counters.mbuf_alloc_failed, 1);
-            break;
+            add(&counters.drop_no_mbuf, 1);
+            ring.push_used(walked.id, walked.slots, 0);
+            ring.take(walked.slots);
+            continue;
         }
         let complete = large || copy_frame::<P, F>(chain, &mut cursor, pool, packet);
         ring.push_used(walked.id, walked.slots, 0);

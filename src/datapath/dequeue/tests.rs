@@ -584,21 +584,21 @@ fn a_frame_is_chained_when_no_large_buffer_is_left_or_long_enough() {
 }
 
 #[test]
-fn without_chains_a_frame_waits_for_a_large_buffer() {
+fn without_chains_a_frame_that_finds_no_large_buffer_is_dropped() {
     let mut driver = modern(8).packet_room(1000);
     driver.pool.linear();
     driver.pool.large(9000, 1);
-    let frames = [1, 2].map(|seed| Frame::new(9000, seed));
-    driver.send(&frames[0]);
-    driver.send(&frames[1]);
-    let first = driver.dequeue_packets(32);
-    assert_eq!(first.len(), 1);
+    let frames = [9000, 9000, 1000].map(|len| Frame::new(len, 1));
+    for frame in &frames {
+        driver.send(frame);
+    }
+    assert_eq!(driver.dequeue(32), [frames[0].clone(), frames[2].clone()]);
+    assert_eq!(driver.used().len(), 3);
+    assert_eq!(driver.counted(|c| &c.drop_no_mbuf), 1);
     assert_eq!(driver.counted(|c| &c.mbuf_alloc_failed), 1);
-    assert_eq!(driver.pool.live(), 1);
-    driver.pool.release(&first);
-    assert_eq!(driver.dequeue(32), frames[1..]);
-    assert_eq!(driver.used().len(), 2);
     assert_eq!(driver.pool.live(), 0);
+    driver.send(&frames[1]);
+    assert_eq!(driver.dequeue(32), frames[1..2]);
 }
 
 #[test]
