@@ -281,3 +281,44 @@ fn a_guest_goes_on_when_the_client_was_killed_and_started_again() -> Outcome {
     back.quit()?;
     lab.finish()
 }
+
+/// QEMU refuses a backend that lacks a feature which its guest has accepted from another one.
+const NO_OFFLOADS: &str = ",csum=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,\
+    guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off";
+
+#[test]
+fn a_guest_goes_on_when_its_backend_is_swapped_for_ours_and_back() -> Outcome {
+    let test = "guest-swap";
+    let Some(ours) = common::ours_only(test)? else {
+        return Ok(());
+    };
+    let lab = Lab::new(test)?;
+    let Some(image) = image(test, &lab)? else {
+        return Ok(());
+    };
+    let machine = Machine {
+        socket: ",server=on",
+        nic: NO_OFFLOADS,
+        ..Machine::PLAIN
+    };
+    let mut guest = Guest::spawn(&lab, &image, &machine)?;
+    lab.wait_for_file(&lab.path("s"))?;
+    let mut back = answering(&lab, &Backend::client(&Driver::Stock, 1))?;
+    guest.wait_for_boot()?;
+    guest.reach_the_backend()?;
+    // Both directions are busy when the backend goes.
+    guest.run("{ ping -q -i 0.002 10.0.0.1 >/dev/null & }")?;
+    for driver in [&ours, &Driver::Stock, &ours] {
+        back.quit()?;
+        back = answering(&lab, &Backend::client(driver, 1))?;
+        back.wait_for_link(0, true)?;
+        guest.reach_the_backend()?;
+        for size in [8, 64, 1472] {
+            guest.ping(50, size)?;
+        }
+    }
+    println!("negotiated {:?}", guest.features("eth0")?);
+    guest.quit()?;
+    back.quit()?;
+    lab.finish()
+}
