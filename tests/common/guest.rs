@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::lab::eventually;
+use super::lab::{eventually, skip};
 use super::{Lab, Outcome, Process};
 
 /// Emulated processors are slow, and the host may be busy.
@@ -47,7 +47,7 @@ pub(crate) struct Image {
 }
 
 /// Why there is no [`Image`]: the distribution cannot give one here, or something failed.
-pub(crate) enum NoImage {
+enum NoImage {
     /// A reason to skip.
     Unavailable(String),
     /// A reason to fail.
@@ -55,8 +55,20 @@ pub(crate) enum NoImage {
 }
 
 impl Image {
+    /// The guest's files; `None` when the test is to be skipped, which is noted.
+    pub(crate) fn for_test(test: &str, lab: &Lab) -> Outcome<Option<Self>> {
+        match Self::make(lab) {
+            Ok(image) => Ok(Some(image)),
+            Err(NoImage::Unavailable(reason)) => {
+                skip(test, &reason);
+                Ok(None)
+            }
+            Err(NoImage::Failed(reason)) => Err(reason.into()),
+        }
+    }
+
     /// Downloads the kernel's package, unless it lies in cargo's target folder, and packs the guest.
-    pub(crate) fn make(lab: &Lab) -> Result<Self, NoImage> {
+    fn make(lab: &Lab) -> Result<Self, NoImage> {
         let store = lab.target_folder().join("guest");
         let package = kernel_package().map_err(NoImage::Unavailable)?;
         let unpacked = store.join(&package);
