@@ -120,6 +120,9 @@ impl Image {
         let write = |name: &str, text: &str| {
             fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"))
         };
+        write("gso_marks.c", include_str!("gso_marks.c"))?;
+        let flags = ["-static", "-O1", "-o", "bin/gso-marks", "gso_marks.c"];
+        shell(&root.display().to_string(), "gcc", &flags)?;
         write("modules/order", &MODULES.join(" "))?;
         write("init", INIT)?;
         let root = root.display().to_string();
@@ -295,7 +298,8 @@ impl Guest {
                     Some((text.to_owned(), status.to_owned()))
                 })?;
         match status.as_str() {
-            "0" => Ok(text),
+            // The end of the line before may come late.
+            "0" => Ok(text.trim_start_matches('\n').to_owned()),
             _ => Err(format!("in the guest, `{command}` returned {status}:\n{text}").into()),
         }
     }
