@@ -55,3 +55,6 @@ impl Notifier {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

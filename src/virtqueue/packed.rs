@@ -278,13 +278,13 @@ impl Ring for PackedRing {
     fn wants_call(&mut self) -> bool {
         let old = std::mem::replace(&mut self.decided, self.next_used);
         let new = self.next_used;
+        let first = std::mem::replace(&mut self.first_call, false);
         fence(Ordering::SeqCst);
         let flags = self.call_hint.flags.load(Ordering::Acquire) & 3;
         if flags != VRING_PACKED_EVENT_FLAG_DESC || !self.event_idx {
             return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
         }
         let event = Position(self.call_hint.off_wrap.load(Ordering::Relaxed));
-        let first = std::mem::replace(&mut self.first_call, false);
         // As distances from where this turn of `new` began; what lies in the turn before is
         // negative, and wraps as the comparison does.
         let from_new = |position: Position| {
@@ -354,17 +354,4 @@ impl PackedView {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_position_wraps_at_any_size() {
-        let start = Position(WRAP | 3);
-        assert_eq!(start.after(1, 5), Position(WRAP | 4));
-        assert_eq!(start.after(2, 5), Position(0));
-        assert_eq!(start.after(5, 5), Position(3));
-        assert_eq!(Position(4).after(1, 5), Position(WRAP));
-        let last = Position(32767);
-        assert_eq!(last.after(1, 32768), Position(WRAP));
-    }
-}
+mod tests;
