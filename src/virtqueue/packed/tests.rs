@@ -254,7 +254,8 @@ proptest! {
         start in any::<u16>(),
         bursts in proptest::collection::vec((any::<u16>(), -2_i16..3, 0_u16..32), 1..20),
     ) {
-        let start = start & WRAP | (start & !WRAP) % size;
+        let inside = |position: u16| position & WRAP | ((position & !WRAP) % size);
+        let start = inside(start);
         let mut driver = FakeDriver::packed(size).starting_at(start).feature(VIRTIO_F_EVENT_IDX);
         let mut position = start;
         let mut first = true;
@@ -262,7 +263,7 @@ proptest! {
             let slots = slots.min(size);
             // Anywhere in the ring, or around where the burst ends.
             let event = if near == 0 {
-                event & WRAP | (event & !WRAP) % size
+                inside(event)
             } else {
                 let steps = slots.saturating_add_signed(near);
                 (0..steps).fold(position, |at, _| step(at, size))
