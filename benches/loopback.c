@@ -142,16 +142,18 @@ int main(int argc, char **argv)
 	int n = 0;
 	eal[n++] = argv[0];
 	eal[n++] = "--no-pci";
-	eal[n++] = "--in-memory";
-	eal[n++] = "--single-file-segments";
 	eal[n++] = "--no-telemetry";
 	eal[n++] = "--log-level=error";
 	eal[n++] = "-l";
 	eal[n++] = "0";
 	if (getenv("LOOPBACK_NO_HUGE") != NULL) {
 		eal[n++] = "--no-huge";
+		eal[n++] = "--no-shconf";
 		eal[n++] = "-m";
 		eal[n++] = "512";
+	} else {
+		eal[n++] = "--in-memory";
+		eal[n++] = "--single-file-segments";
 	}
 	if (strcmp(plugin, "stock") != 0) {
 		eal[n++] = "-d";

@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <rte_arp.h>
 #include <rte_ether.h>
@@ -68,6 +69,15 @@ enable(uint32_t index, uint32_t value)
 	return frontend_ask(&guest.frontend, SET_VRING_ENABLE, &state, sizeof(state), NULL, 0);
 }
 
+/* Events follow the answer, and come before the next message is read. */
+static void
+settle(void)
+{
+	uint64_t features;
+
+	CHECK(frontend_get_u64(&guest.frontend, GET_FEATURES, &features), "no answer");
+}
+
 static uint32_t
 get_vring_base(uint32_t index)
 {
@@ -98,8 +108,8 @@ expect_features(const char *devargs, uint64_t expected)
 static void
 feature_words(void)
 {
-	/* Of DPDK's word what needs no further means: no checksum, segmentation, migration, packed. */
-	const uint64_t always = 0x978668008;
+	/* Of DPDK's word what needs no further means: no checksum, segmentation, migration. */
+	const uint64_t always = 0xd78668008;
 	uint64_t features = 0;
 
 	expect_features("", always);
@@ -262,8 +272,10 @@ queue_events_beyond_the_queues(void)
 	CHECK(told == 8, "%u events", told);
 	/* Twice between two questions: nothing to tell. */
 	CHECK(enable(5, 0) == 0 && enable(5, 1) == 0, "enable");
+	settle();
 	CHECK(get_queue_event(guest.port, &event) == -1, "a change that was undone");
 	CHECK(enable(5, 0) == 0, "disable");
+	settle();
 	CHECK(get_queue_event(guest.port, &event) == 0 && event.queue_id == 2 && event.rx &&
 		      !event.enable,
 	      "vring 5 was not told");
@@ -326,6 +338,7 @@ rarp_comes_first(void)
 	REQUIRE(guest_connect(&guest), "no guest");
 	memcpy(&payload, &mac, sizeof(mac));
 	CHECK(frontend_ask_u64(&guest.frontend, SEND_RARP, payload) == 0, "RARP");
+	settle();
 	guest_offer_frame(&guest, 0, DATA_GPA, 100, 1);
 	mbuf = receive_one(guest.port, 0, 2000);
 	REQUIRE(mbuf != NULL, "no frame");
@@ -337,6 +350,89 @@ rarp_comes_first(void)
 	CHECK(guest_host_receives_nothing(&guest), "a second RARP frame");
 	CHECK(xstat(guest.port, "rx_q0_broadcast_packets") == 1, "not counted");
 	guest_close(&guest);
+}
+
+/* When the answer is here, nobody touches the ring any more. */
+static void
+disabled_ring_is_left_alone(void)
+{
+	struct rte_mbuf *mbuf;
+	struct used_entry entry;
+
+	REQUIRE(guest_open(&guest, &(struct guest_options){0}), "no guest");
+	ring_describe(guest.to_guest, 0, DATA_GPA + 0x10000, 2000, DESC_WRITE, 0);
+	ring_offer(guest.to_guest, 0);
+	CHECK(enable(TO_GUEST_RING, 0) == 0 && enable(TO_HOST_RING, 0) == 0, "disable");
+	guest_offer_frame(&guest, 0, DATA_GPA, 100, 1);
+	CHECK(guest_host_receives_nothing(&guest), "a disabled ring is polled");
+	mbuf = rte_pktmbuf_alloc(guest.pool);
+	REQUIRE(mbuf != NULL && rte_pktmbuf_append(mbuf, 60) != NULL, "no mbuf");
+	CHECK(rte_eth_tx_burst(guest.port, 0, &mbuf, 1) == 0, "a disabled ring takes frames");
+	CHECK(!ring_take(guest.to_host, &entry) && !ring_take(guest.to_guest, &entry), "used");
+	rte_pktmbuf_free(mbuf);
+	CHECK(enable(TO_GUEST_RING, 1) == 0 && enable(TO_HOST_RING, 1) == 0, "enable");
+	CHECK(guest_host_receives(&guest, 100, 1), "the frame was lost");
+	CHECK(guest_host_sends(&guest, 100, 2), "not sent");
+	CHECK(guest_has_frame(&guest, DATA_GPA + 0x10000, 100, 2, 1), "not arrived");
+	guest_close(&guest);
+}
+
+static void
+twenty_queues(void)
+{
+	const uint16_t queues = 20;
+	struct rte_eth_stats stats;
+
+	REQUIRE(guest_open(&guest, &(struct guest_options){.queues = queues}), "no guest");
+	for (uint16_t queue = 0; queue < queues; queue++) {
+		struct ring *ring = &guest.frontend.rings[2 * queue + 1];
+		struct rte_mbuf *mbuf;
+
+		guest_put_frame(&guest, DATA_GPA, 100, queue);
+		ring_describe(ring, 0, DATA_GPA, HEADER + 100, 0, 0);
+		ring_offer(ring, 0);
+		mbuf = receive_one(guest.port, queue, 2000);
+		REQUIRE(mbuf != NULL, "nothing on queue %u", queue);
+		CHECK(frame_matches(mbuf, 100, queue), "queue %u", queue);
+		rte_pktmbuf_free(mbuf);
+	}
+	rte_eth_stats_get(guest.port, &stats);
+	CHECK(stats.ipackets == (plugin_is_stock() ? 16u : queues), "%" PRIu64 " packets",
+	      stats.ipackets);
+	guest_close(&guest);
+}
+
+/* The backend connects, and connects again when the frontend has left. */
+static void
+backend_connects(void)
+{
+	const char *path = socket_path("guest.sock");
+	int listener;
+
+	if (beyond_stock())
+		return;
+	REQUIRE(open_port(&(struct guest_options){.devargs = ",client=1"}), "no port");
+	CHECK(!link_is_up(guest.port), "up without a peer");
+	listener = frontend_listen(path);
+	REQUIRE(listener >= 0, "no listener");
+	for (int round = 0; round < 5; round++) {
+		REQUIRE(frontend_accept(&guest.frontend, listener), "no connection %d", round);
+		REQUIRE(frontend_start(&guest.frontend, USUAL_FEATURES, 2, 256), "no handshake");
+		REQUIRE(wait_for_link(guest.port, true), "the link stays down");
+		guest_offer_frame(&guest, 0, DATA_GPA, 100, 1);
+		CHECK(guest_host_receives(&guest, 100, 1), "no frame");
+		if (round == 2) {
+			/* The frontend's process ends, and a new one listens at the same place. */
+			close(listener);
+			listener = frontend_listen(path);
+			REQUIRE(listener >= 0, "no listener");
+		}
+		frontend_disconnect(&guest.frontend);
+		REQUIRE(wait_for_link(guest.port, false), "the link stays up");
+	}
+	guest_close(&guest);
+	CHECK(file_exists(path), "a client removed its peer's socket");
+	close(listener);
 }
 
 /* The port forgets a connection at once, and serves the next without delay. */
@@ -376,6 +472,9 @@ main(void)
 	run_case("the frontend's MTU comes with the link", mtu_comes_with_the_link, 10);
 	run_case("without one the MTU stays", mtu_stays_unless_told, 10);
 	run_case("a RARP frame comes first", rarp_comes_first, 10);
+	run_case("a disabled ring is left alone", disabled_ring_is_left_alone, 10);
+	run_case("totals sum all of twenty queues", twenty_queues, 10);
+	run_case("a backend that connects comes back", backend_connects, 20);
 	run_case("connections begin and end without delay", no_delay, 10);
 	return eal_end();
 }

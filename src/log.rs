@@ -3,7 +3,7 @@
 //! Lines are written with the macros of the `log` crate and one of the targets below, which are
 //! DPDK's log types, so that `--log-level` lines which people already use keep working:
 //!
-//! ```ignore
+//! ```text
 //! log::info!(target: CONFIG, "({path}) listening");
 //! ```
 //!
@@ -30,7 +30,7 @@ pub const DATA: &str = "lib.vhost.data";
 ///
 /// A static per kind of line:
 ///
-/// ```ignore
+/// ```text
 /// static LIMIT: RateLimit = RateLimit::new(5, Duration::from_secs(1));
 /// if let Some(dropped) = LIMIT.pass(Instant::now()) {
 ///     log::warn!(target: DATA, "({path}) …; {dropped} lines like this were left out");

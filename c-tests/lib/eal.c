@@ -8,11 +8,15 @@
 #include <dlfcn.h>
 #include <limits.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <rte_eal.h>
@@ -27,6 +31,8 @@ int (*get_vid)(uint16_t port_id);
 
 static char plugin[PATH_MAX];
 static char directory[] = "/tmp/net_vhost.XXXXXX";
+/* EAL's own, in memory that the supervising parent sees. */
+static char *runtime_directory;
 
 static void
 give_up(const char *what, const char *detail)
@@ -88,6 +94,41 @@ remove_directory(void)
 	if (entries != NULL)
 		closedir(entries);
 	rmdir(directory);
+}
+
+/*
+ * The tests run in a child, so that somebody is left to clean up and to report when they crash.
+ * Only the child comes back.
+ */
+static void
+supervise(void)
+{
+	char *runtime = mmap(NULL, PATH_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+			     0);
+	pid_t child;
+	int status = 0;
+
+	if (runtime == MAP_FAILED || mkdtemp(directory) == NULL)
+		give_up("no directory for sockets", directory);
+	runtime_directory = runtime;
+	fflush(stdout);
+	child = fork();
+	if (child < 0)
+		give_up("no process for the tests", "fork");
+	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		return;
+	}
+	waitpid(child, &status, 0);
+	remove_directory();
+	/* EAL leaves its own directory behind, empty. */
+	if (runtime[0] != '\0')
+		rmdir(runtime);
+	if (WIFSIGNALED(status)) {
+		printf("# signal %d ended the tests\n0 passed, 1 failed\n", WTERMSIG(status));
+		exit(EXIT_FAILURE);
+	}
+	exit(WEXITSTATUS(status));
 }
 
 /* The handle of the file that EAL has loaded; it was opened by that very path. */
@@ -166,9 +207,7 @@ eal_start(const char *program)
 		give_up("set NET_VHOST_PLUGIN", "path of librte_net_vhost.so, or `stock`");
 	if (!plugin_is_stock() && realpath(given, plugin) == NULL)
 		give_up("no such plugin", given);
-	if (mkdtemp(directory) == NULL)
-		give_up("no directory for sockets", directory);
-	atexit(remove_directory);
+	supervise();
 
 	add_argument("%s", program);
 	add_argument("--file-prefix=%s-%d", program, (int)getpid());
@@ -194,6 +233,7 @@ eal_start(const char *program)
 		add_argument("-d%s", plugin);
 	if (rte_eal_init(argument_count, arguments) < 0)
 		give_up("EAL did not start", huge ? "with hugepages" : "without hugepages");
+	snprintf(runtime_directory, PATH_MAX, "%s", rte_eal_get_runtime_dir());
 	find_functions();
 	printf("# plugin %s, memory from %s\n", plugin, huge ? "hugepages" : "ordinary pages");
 }
@@ -201,12 +241,7 @@ eal_start(const char *program)
 int
 eal_end(void)
 {
-	char runtime[PATH_MAX];
-
-	snprintf(runtime, sizeof(runtime), "%s", rte_eal_get_runtime_dir());
 	rte_eal_cleanup();
-	/* EAL leaves its directory behind, empty. */
-	rmdir(runtime);
 	return report();
 }
 

@@ -12,10 +12,11 @@
  * Starts EAL on one lcore without PCI. NET_VHOST_PLUGIN names the plugin, or is `stock` for the
  * driver that is installed with DPDK. Memory comes from hugepages when enough are free, else
  * (or with NET_VHOST_NO_HUGE set) from ordinary pages. The program ends when EAL cannot start.
+ * The tests go on in a child of this process, which cleans up and reports if they crash.
  */
 void eal_start(const char *program);
 
-/* Ends EAL and removes the directory of sockets. Returns `report()`. */
+/* Ends EAL. Returns `report()`; the directory of sockets goes with the process. */
 int eal_end(void);
 
 /* The plugin's file; with `stock`, the one in DPDK's driver directory. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#define _GNU_SOURCE /* memfd_create */
+#define _GNU_SOURCE /* memfd_create, accept4 */
 
 #include "frontend.h"
 #include "check.h"
@@ -16,10 +16,10 @@
 
 #define MAX_FILES 64
 
-/* The memory of one ring: descriptors, then the two rings, as large as the largest needs. */
-#define RING_BYTES 0x100000ull
-#define AVAILABLE_AT 0x80000ull
-#define USED_AT 0x91000ull
+/* The memory of one ring: descriptors, then the two rings. */
+struct place {
+	uint64_t gpa, available_at, used_at, bytes;
+};
 
 static int
 patience_ms(void)
@@ -27,28 +27,59 @@ patience_ms(void)
 	return run_is_slow() ? 20000 : 2000;
 }
 
-bool
-frontend_connect(struct frontend *frontend, const char *path)
+static bool
+prepare(struct frontend *frontend)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	uint64_t end = milliseconds_now() + (uint64_t)patience_ms();
-
 	memset(frontend, 0, sizeof(*frontend));
 	for (uint32_t i = 0; i < MAX_RINGS; i++)
 		frontend->rings[i].kick = frontend->rings[i].call = -1;
+	frontend->socket = -1;
 	frontend->memory_file = memfd_create("guest", MFD_CLOEXEC);
 	if (ftruncate(frontend->memory_file, 2 * REGION_SIZE) != 0)
 		return false;
 	frontend->memory = mmap(NULL, 2 * REGION_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED,
 				frontend->memory_file, 0);
-	frontend->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	return frontend->memory != MAP_FAILED;
+}
+
+static struct sockaddr_un
+address_of(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-	while (connect(frontend->socket, (struct sockaddr *)&address, sizeof(address)) != 0) {
+	return address;
+}
+
+bool
+frontend_connect(struct frontend *frontend, const char *path)
+{
+	const struct sockaddr_un address = address_of(path);
+	uint64_t end = milliseconds_now() + (uint64_t)patience_ms();
+
+	if (!prepare(frontend))
+		return false;
+	frontend->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	while (connect(frontend->socket, (const struct sockaddr *)&address, sizeof(address)) != 0) {
 		if (milliseconds_now() >= end)
 			return false;
 		pause_briefly();
 	}
-	return frontend->memory != MAP_FAILED;
+	return true;
+}
+
+int
+frontend_listen(const char *path)
+{
+	const struct sockaddr_un address = address_of(path);
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	unlink(path);
+	if (bind(listener, (const struct sockaddr *)&address, sizeof(address)) == 0 &&
+	    listen(listener, 1) == 0)
+		return listener;
+	close(listener);
+	return -1;
 }
 
 void
@@ -74,6 +105,15 @@ readable(int file)
 	struct pollfd wait = {.fd = file, .events = POLLIN};
 
 	return poll(&wait, 1, patience_ms()) == 1;
+}
+
+bool
+frontend_accept(struct frontend *frontend, int listener)
+{
+	if (!prepare(frontend) || !readable(listener))
+		return false;
+	frontend->socket = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	return frontend->socket >= 0;
 }
 
 bool
@@ -230,23 +270,28 @@ guest_read(const struct frontend *frontend, uint64_t gpa, void *bytes, size_t le
 		((uint8_t *)bytes)[i] = *guest_memory(frontend, gpa + i);
 }
 
-static uint64_t
-ring_gpa(uint32_t index)
+static struct place
+ring_place(uint32_t index)
 {
-	return MEMORY_GPA + index % RINGS_WITH_MEMORY * RING_BYTES;
+	const uint64_t large = 0x100000, small = 0x4000;
+
+	if (index < LARGE_RINGS)
+		return (struct place){MEMORY_GPA + index * large, 0x80000, 0x91000, large};
+	return (struct place){MEMORY_GPA + LARGE_RINGS * large + (index - LARGE_RINGS) * small,
+			      0x1000, 0x2000, small};
 }
 
 struct vring_addresses
-frontend_ring_addresses(const struct frontend *frontend, uint32_t index, uint16_t size)
+frontend_ring_addresses(const struct frontend *frontend, uint32_t index)
 {
-	const uint64_t uva = (uintptr_t)guest_memory(frontend, ring_gpa(index));
+	const struct place place = ring_place(index);
+	const uint64_t uva = (uintptr_t)guest_memory(frontend, place.gpa);
 
-	(void)size;
 	return (struct vring_addresses){
 		.index = index,
 		.descriptors = uva,
-		.available = uva + AVAILABLE_AT,
-		.used = uva + USED_AT,
+		.available = uva + place.available_at,
+		.used = uva + place.used_at,
 	};
 }
 
@@ -255,12 +300,13 @@ frontend_set_ring(struct frontend *frontend, uint32_t index, uint16_t size)
 {
 	const struct vring_state number = {.index = index, .value = size};
 	const struct vring_state base = {.index = index, .value = 0};
-	const struct vring_addresses addresses = frontend_ring_addresses(frontend, index, size);
+	const struct vring_addresses addresses = frontend_ring_addresses(frontend, index);
 	const uint64_t file_index = index;
 	struct ring *ring = &frontend->rings[index];
-	uint8_t *memory = guest_memory(frontend, ring_gpa(index));
+	const struct place place = ring_place(index);
+	uint8_t *memory = guest_memory(frontend, place.gpa);
 
-	memset(memory, 0, RING_BYTES);
+	memset(memory, 0, place.bytes);
 	if (ring->kick < 0)
 		ring->kick = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	if (ring->call < 0)
@@ -268,8 +314,8 @@ frontend_set_ring(struct frontend *frontend, uint32_t index, uint16_t size)
 	ring->size = size;
 	ring->taken = 0;
 	ring->descriptors = (void *)memory;
-	ring->available = (void *)(memory + AVAILABLE_AT);
-	ring->used = (void *)(memory + USED_AT);
+	ring->available = (void *)(memory + place.available_at);
+	ring->used = (void *)(memory + place.used_at);
 	return frontend_ask(frontend, SET_VRING_NUM, &number, sizeof(number), NULL, 0) == 0 &&
 	       frontend_ask(frontend, SET_VRING_BASE, &base, sizeof(base), NULL, 0) == 0 &&
 	       frontend_ask(frontend, SET_VRING_ADDR, &addresses, sizeof(addresses), NULL, 0) == 0 &&

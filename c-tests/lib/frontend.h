@@ -117,9 +117,9 @@ struct used_ring {
 #define MEMORY_END_GPA (MEMORY_GPA + 2 * REGION_SIZE)
 /* Room for buffers, behind the rings. */
 #define DATA_GPA (MEMORY_GPA + 0x400000)
-/* Rings above this index share the memory of the ones below. */
-#define RINGS_WITH_MEMORY 4
-#define MAX_RINGS 16
+/* The first rings may have 32768 entries, the others 256. */
+#define LARGE_RINGS 3
+#define MAX_RINGS 64
 
 struct ring {
 	uint16_t size;
@@ -140,6 +140,9 @@ struct frontend {
 
 /* Connection. Each wait ends after two seconds. */
 bool frontend_connect(struct frontend *frontend, const char *path);
+/* The other way round: the backend connects to a listening socket. */
+int frontend_listen(const char *path);
+bool frontend_accept(struct frontend *frontend, int listener);
 void frontend_disconnect(struct frontend *frontend);
 bool frontend_hung_up(struct frontend *frontend);
 
@@ -156,8 +159,7 @@ bool frontend_get_u64(struct frontend *frontend, uint32_t request, uint64_t *val
 bool frontend_negotiate(struct frontend *frontend, uint64_t features);
 int frontend_set_memory(struct frontend *frontend);
 bool frontend_set_ring(struct frontend *frontend, uint32_t index, uint16_t size);
-struct vring_addresses frontend_ring_addresses(const struct frontend *frontend, uint32_t index,
-					       uint16_t size);
+struct vring_addresses frontend_ring_addresses(const struct frontend *frontend, uint32_t index);
 /* All of it: features, memory, `rings` rings of this size, enabled, DRIVER_OK. */
 bool frontend_start(struct frontend *frontend, uint64_t features, uint32_t rings, uint16_t size);
 

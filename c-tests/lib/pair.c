@@ -187,8 +187,11 @@ pair_move(const struct pair *pair, const struct flow *flow)
 		sent += accepted;
 		taken = (uint16_t)receive(to, flow, arrived, &right);
 		arrived += taken;
+		/* Without progress the control threads may need the processor. */
 		if (accepted != 0 || taken != 0)
 			deadline = milliseconds_now() + STALL_MS;
+		else
+			pause_briefly();
 		if (right < arrived)
 			break;
 	}

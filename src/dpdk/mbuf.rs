@@ -309,7 +309,7 @@ pub unsafe fn free_bulk(packets: &[Mbuf], lcore: Lcore) {
             .iter()
             .take_while(|mbuf| mbuf.is_plain() && mbuf.pool() == pool)
             .count();
-        let (plain, behind) = rest.split_at(run);
+        let (plain, behind) = rest.split_at_checked(run).unwrap_or((&[], rest));
         if let (Some(pool), [_, ..]) = (pool, plain) {
             let objects = ptr::from_ref(plain) as *const [Object];
             // SAFETY: a handle is a pointer to the object, so the slices have one layout.

@@ -134,7 +134,9 @@ impl Mempool {
             return true;
         }
         // The pool is nearly empty: only what is asked for, and from the cache what it has.
-        let (from_cache, from_pool) = objects.split_at_mut(len);
+        let Some((from_cache, from_pool)) = objects.split_at_mut_checked(len) else {
+            return false;
+        };
         if !self.dequeue(from_pool.as_mut_ptr().cast(), missing) {
             return false;
         }

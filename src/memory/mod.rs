@@ -15,7 +15,7 @@ pub use shared::{
 pub use table::{AreaError, MemoryTable, TableError};
 
 /// A guest-physical address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(pub u64);
 
 /// An address in the frontend's own address space, as `SET_VRING_ADDR` and the memory table use it.

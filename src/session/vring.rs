@@ -9,7 +9,6 @@ use std::sync::Arc;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost_user_backend::{VringRwLock, VringT};
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::event::EventNotifier;
 
 use super::error::RequestError;
 use super::features::{VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX};
@@ -54,9 +53,9 @@ enum Kick {
 
 /// A vring as the frontend set it up.
 ///
-/// Size, next index, call eventfd and the enabled flag are in the state object of the
-/// `vhost-user-backend` crate. Its addresses are guest-physical ones, while `SET_VRING_ADDR` tells
-/// the frontend's own, so these are kept here.
+/// Next index and the enabled flag are in the state object of the `vhost-user-backend` crate, which
+/// also checks the size of a split ring. Its addresses are guest-physical ones, while
+/// `SET_VRING_ADDR` tells the frontend's own, so these are kept here.
 pub struct VringSetup {
     state: VringRwLock<Arc<GuestMemoryMmap<()>>>,
     /// Beside the state's size, which cannot be that of every packed ring.
@@ -65,6 +64,7 @@ pub struct VringSetup {
     based: bool,
     areas: Option<RingAreas>,
     kick: Kick,
+    call: Option<File>,
     call_known: bool,
 }
 
@@ -78,6 +78,7 @@ impl VringSetup {
             based: false,
             areas: None,
             kick: Kick::Unknown,
+            call: None,
             call_known: false,
         })
     }
@@ -149,7 +150,7 @@ impl VringSetup {
 
     /// `SET_VRING_CALL`; without a file the driver polls.
     pub(super) fn set_call(&mut self, call: Option<File>) {
-        self.state.set_call(call);
+        self.call = call;
         self.call_known = true;
     }
 
@@ -160,11 +161,14 @@ impl VringSetup {
 
     /// Wakes both sides, so that neither sleeps over what happened while the ring was stopped.
     pub(super) fn wake(&self) {
-        // A counter at its end is a wake-up that was not seen yet; other failures have no remedy.
-        let _ = self.state.signal_used_queue();
-        if let Kick::File(kick) = &self.kick {
-            let mut kick = kick;
-            let _ = kick.write(&1_u64.to_ne_bytes());
+        let kick = match &self.kick {
+            Kick::File(kick) => Some(kick),
+            _ => None,
+        };
+        for mut eventfd in self.call.iter().chain(kick) {
+            // A counter at its end is a wake-up that was not seen yet; other failures have no
+            // remedy.
+            let _ = eventfd.write(&1_u64.to_ne_bytes());
         }
     }
 
@@ -173,7 +177,7 @@ impl VringSetup {
     pub(super) fn forget(&mut self) {
         self.areas = None;
         self.kick = Kick::Unknown;
-        self.state.set_call(None);
+        self.call = None;
         self.call_known = false;
     }
 
@@ -207,10 +211,7 @@ impl VringSetup {
             packed,
             event_idx: features & VIRTIO_RING_F_EVENT_IDX != 0,
         };
-        let state = self.state.get_ref();
-        let call = state.get_call().as_ref().map(EventNotifier::try_clone);
-        let call = call.transpose()?;
-        drop(state);
+        let call = self.call.as_ref().map(File::try_clone).transpose()?;
         Ok(Virtqueue::map(config, memory, features, call)?)
     }
 }

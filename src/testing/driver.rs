@@ -1,11 +1,11 @@
 //! A virtio driver with a ring of either layout, and the device side that polls it.
 #![forbid(unsafe_code)]
 
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::packed::PackedSide;
 use super::split::SplitSide;
@@ -36,7 +36,7 @@ pub struct FakeDriver {
     /// Where the ring is taken up.
     base: u16,
     next_buffer: u64,
-    calls: Option<(EventConsumer, EventNotifier)>,
+    calls: Option<File>,
     virtqueue: Option<Virtqueue>,
 }
 
@@ -123,8 +123,8 @@ impl FakeDriver {
     /// Has an eventfd for calls; otherwise the driver polls.
     #[must_use]
     pub fn with_calls(mut self) -> Self {
-        let flags = EventFlag::NONBLOCK | EventFlag::CLOEXEC;
-        self.calls = Some(new_event_consumer_and_notifier(flags).unwrap());
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        self.calls = Some(eventfd(0, flags).unwrap().into());
         self
     }
 
@@ -367,19 +367,13 @@ impl FakeDriver {
 
     /// Calls since this was last asked.
     pub fn calls(&mut self) -> u64 {
-        use std::os::fd::AsRawFd;
-        let (consumer, _) = self.calls.as_ref().unwrap();
-        // A read of the eventfd would give the same number, but the type hides it.
-        let about = format!("/proc/self/fdinfo/{}", consumer.as_raw_fd());
-        let about = std::fs::read_to_string(about).unwrap();
-        let line = about
-            .lines()
-            .find_map(|line| line.strip_prefix("eventfd-count:"));
-        let count = u64::from_str_radix(line.unwrap().trim(), 16).unwrap();
-        if count != 0 {
-            consumer.consume().unwrap();
+        let mut count = [0; 8];
+        match self.calls.as_ref().unwrap().read(&mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            // Nothing was written.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => panic!("eventfd: {error}"),
         }
-        count
     }
 
     /// What the vring looks like in vhost-user messages.
@@ -402,10 +396,7 @@ impl FakeDriver {
     pub fn virtqueue(&mut self) -> &mut Virtqueue {
         let config = self.config();
         self.virtqueue.get_or_insert_with(|| {
-            let call = self
-                .calls
-                .as_ref()
-                .map(|(_, call)| call.try_clone().unwrap());
+            let call = self.calls.as_ref().map(|call| call.try_clone().unwrap());
             Virtqueue::map(config, &self.memory.table(), self.features, call).unwrap()
         })
     }

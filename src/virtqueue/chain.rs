@@ -9,7 +9,7 @@ use super::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use crate::memory::{Cursor, Descriptor, Gpa};
 
 /// One buffer of a chain; inside the ring's memory table when the walk gave it, not more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Where it lies.
     pub addr: Gpa,
@@ -19,20 +19,20 @@ pub struct Segment {
     pub writable: bool,
 }
 
-/// The most buffers that are kept of one packet's chains: twice the longest chain, so that buffers
-/// may cross regions, and little enough that a hostile driver cannot make us hoard memory.
-const MAX_SEGMENTS: usize = 65_536;
-
 /// The most descriptors that are read for one packet, and after which a burst begins no other: the
 /// longest chain, direct and indirect part. A packet of 64 KB in one-byte buffers needs that many.
 const MAX_STEPS: u32 = 65_536;
 
-/// Buffers of one or more chains, kept from burst to burst for its allocation.
-#[derive(Debug, Default)]
+/// Buffers of one or more chains. The room for them is made once, for a burst does not allocate.
+#[derive(Debug)]
 pub struct Chain {
-    segments: Vec<Segment>,
+    segments: Box<[Segment]>,
+    /// How many of `segments` count.
+    len: usize,
     /// The chains that were put together, for a packet that takes several.
-    heads: Vec<Reserved>,
+    heads: Box<[Reserved]>,
+    /// How many of `heads` count.
+    chains: usize,
     /// Descriptors read for this packet.
     steps: u32,
     /// Descriptors read for the packets before it in the burst.
@@ -40,7 +40,7 @@ pub struct Chain {
 }
 
 /// One of the chains of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reserved {
     /// What gives it back: its first descriptor, or its buffer id.
     pub id: u16,
@@ -51,6 +51,20 @@ pub struct Reserved {
 }
 
 impl Chain {
+    /// Room for a packet's chains on a ring of `size`: twice the longest chain, so that it may have
+    /// an indirect part and buffers that cross regions, or as many chains as the ring has.
+    pub fn new(size: u16) -> Self {
+        let size = usize::from(size);
+        Self {
+            segments: vec![Segment::default(); 2 * size + 64].into(),
+            len: 0,
+            heads: vec![Reserved::default(); size].into(),
+            chains: 0,
+            steps: 0,
+            spent: 0,
+        }
+    }
+
     /// Begins a burst: no step was taken yet.
     #[inline]
     pub fn begin_burst(&mut self) {
@@ -61,8 +75,8 @@ impl Chain {
     /// Forgets all buffers; the next chains are another packet's.
     #[inline]
     pub fn clear(&mut self) {
-        self.segments.clear();
-        self.heads.clear();
+        self.len = 0;
+        self.chains = 0;
         self.spent = self.spent.saturating_add(self.steps);
         self.steps = 0;
     }
@@ -83,31 +97,34 @@ impl Chain {
     /// The chains that [`reserve`](Self::reserve) noted, in order.
     #[inline]
     pub fn heads(&self) -> &[Reserved] {
-        &self.heads
+        self.heads.get(..self.chains).unwrap_or_default()
     }
 
-    /// Notes that a chain is part of the packet.
+    /// Notes that a chain is part of the packet. There is room for as many as the ring has.
     #[inline]
     pub fn reserve(&mut self, chain: Reserved) {
-        self.heads.push(chain);
+        if let Some(slot) = self.heads.get_mut(self.chains) {
+            *slot = chain;
+            self.chains += 1;
+        }
     }
 
     /// The buffers, in order.
     #[inline]
     pub fn segments(&self) -> &[Segment] {
-        &self.segments
+        self.segments.get(..self.len).unwrap_or_default()
     }
 
     /// Number of buffers.
     #[inline]
     pub fn len(&self) -> usize {
-        self.segments.len()
+        self.len
     }
 
     /// Whether there are no buffers.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty()
+        self.len == 0
     }
 
     /// Appends the buffers of the table that `outer` names; how many bytes they have. `None` when
@@ -177,14 +194,12 @@ impl Chain {
         }
         while left > 0 {
             let piece = u32::try_from(memory.piece(at, left as usize)?.len()).ok()?;
-            if self.segments.len() >= MAX_SEGMENTS {
-                return None;
-            }
-            self.segments.push(Segment {
+            *self.segments.get_mut(self.len)? = Segment {
                 addr: at,
                 len: piece,
                 writable,
-            });
+            };
+            self.len += 1;
             left -= piece;
             at = Gpa(at.0.checked_add(u64::from(piece))?);
         }

@@ -11,9 +11,8 @@ mod packed;
 mod ring;
 mod split;
 
+use std::fs::File;
 use std::sync::Arc;
-
-use vmm_sys_util::event::EventNotifier;
 
 pub use chain::{Chain, Reserved, Segment};
 #[cfg(loom)]
@@ -100,7 +99,7 @@ impl Virtqueue {
         config: RingConfig,
         memory: &Arc<MemoryTable>,
         features: u64,
-        call: Option<EventNotifier>,
+        call: Option<File>,
     ) -> Result<Self, AreaError> {
         let ring = if config.packed {
             Layout::Packed(PackedRing::map(config, memory)?)
@@ -111,7 +110,7 @@ impl Virtqueue {
             ring,
             memory: Arc::clone(memory),
             notifier: Notifier::new(call),
-            chain: Chain::default(),
+            chain: Chain::new(config.size),
             features,
         })
     }

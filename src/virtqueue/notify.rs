@@ -1,7 +1,8 @@
 //! Calls to the driver.
 #![forbid(unsafe_code)]
 
-use vmm_sys_util::event::EventNotifier;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
 
 use super::Ring;
 
@@ -21,12 +22,12 @@ pub enum Notified {
 /// The session made sure that it is an eventfd that does not block; a write then never waits.
 #[derive(Debug)]
 pub struct Notifier {
-    call: Option<EventNotifier>,
+    call: Option<File>,
 }
 
 impl Notifier {
     /// A notifier that writes to `call`; without one the driver polls.
-    pub fn new(call: Option<EventNotifier>) -> Self {
+    pub fn new(call: Option<File>) -> Self {
         Self { call }
     }
 
@@ -46,11 +47,11 @@ impl Notifier {
 
     #[cold]
     #[inline(never)]
-    fn call(call: &EventNotifier) -> Notified {
-        match call.notify() {
-            Ok(()) => Notified::Called,
+    fn call(mut call: &File) -> Notified {
+        match call.write(&1_u64.to_ne_bytes()) {
+            Ok(_) => Notified::Called,
             // A counter at its end is a call that the driver has not seen yet.
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Notified::Called,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Notified::Called,
             Err(_) => Notified::Failed,
         }
     }

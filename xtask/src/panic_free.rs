@@ -44,7 +44,11 @@ pub(crate) fn panic_free(args: &[String]) -> Outcome {
     let file = file.display().to_string();
     let listing = capture("objdump", &["-d", "-C", "--no-show-raw-insn", "-w", &file])
         .ok_or_else(|| format!("objdump cannot read {file}"))?;
-    let graph = call_graph(&listing);
+    let relocations = capture("objdump", &["-R", "-w", &file]).unwrap_or_default();
+    let graph = call_graph(&listing, &relocations);
+    if !graph.values().flatten().any(|name| is_panic(name)) {
+        return Err(format!("{file}: no panic is called from anywhere, which cannot be").into());
+    }
     let bodies: Vec<&String> = graph.keys().filter(|name| is_body(name)).collect();
     if bodies.is_empty() {
         return Err(format!("{file}: no burst bodies found; was it stripped?").into());
@@ -77,39 +81,59 @@ fn is_panic(name: &str) -> bool {
         && !AFTER_A_PANIC.iter().any(|part| name.contains(part))
 }
 
-/// Reads objdump's listing. Lines are `address <function>:` and `address: call target <function>`.
-fn call_graph(listing: &str) -> CallGraph {
+/// Reads objdump's listing. Lines are `address <function>:` and `address: call target <function>`;
+/// or `address: call *offset(%rip) # slot <…>` through a table that the relocations fill.
+fn call_graph(listing: &str, relocations: &str) -> CallGraph {
+    let functions: BTreeMap<u64, &str> = listing.lines().filter_map(function_start).collect();
+    let in_slot: BTreeMap<u64, &str> = relocations
+        .lines()
+        .filter_map(relocation)
+        .filter_map(|(slot, address)| Some((slot, *functions.get(&address)?)))
+        .collect();
     let mut graph = CallGraph::new();
-    let mut current = String::new();
+    let mut current = "";
     for line in listing.lines() {
-        if let Some(start) = line
-            .strip_suffix(">:")
-            .and_then(|line| line.split_once(" <"))
+        if let Some((_, name)) = function_start(line) {
+            current = name;
+            graph.entry(name.to_owned()).or_default();
+        } else if let Some((_, instruction)) = line.split_once(":\t")
+            && let Some(name) = slot_target(instruction, &in_slot).or_else(|| target(instruction))
+            && name != current
         {
-            current = start.1.to_owned();
-            graph.entry(current.clone()).or_default();
-            continue;
-        }
-        let Some((_, instruction)) = line.split_once(":\t") else {
-            continue;
-        };
-        if !instruction.starts_with("call") && !instruction.starts_with('j') {
-            continue;
-        }
-        let target = instruction
-            .strip_suffix('>')
-            .and_then(|line| line.split_once(" <"));
-        if let Some((_, target)) = target {
-            let name = target.split_once("+0x").map_or(target, |(name, _)| name);
-            if name != current {
-                graph
-                    .entry(current.clone())
-                    .or_default()
-                    .insert(name.to_owned());
-            }
+            let callees = graph.entry(current.to_owned()).or_default();
+            callees.insert(name.to_owned());
         }
     }
     graph
+}
+
+fn function_start(line: &str) -> Option<(u64, &str)> {
+    let (address, name) = line.strip_suffix(">:")?.split_once(" <")?;
+    Some((u64::from_str_radix(address, 16).ok()?, name))
+}
+
+/// Where a call or a jump leads that names its target.
+fn target(instruction: &str) -> Option<&str> {
+    if !instruction.starts_with("call") && !instruction.starts_with('j') {
+        return None;
+    }
+    let (_, target) = instruction.strip_suffix('>')?.split_once(" <")?;
+    Some(target.split_once("+0x").map_or(target, |(name, _)| name))
+}
+
+/// The function whose address an instruction reads from a slot, to call it now or later.
+fn slot_target<'a>(instruction: &str, in_slot: &BTreeMap<u64, &'a str>) -> Option<&'a str> {
+    let (_, note) = instruction.split_once("# ")?;
+    let slot = u64::from_str_radix(note.split(' ').next()?, 16).ok()?;
+    in_slot.get(&slot).copied()
+}
+
+/// A line of `objdump -R` about a slot in this file: `slot R_X86_64_RELATIVE *ABS*+0xaddress`.
+fn relocation(line: &str) -> Option<(u64, u64)> {
+    let (slot, rest) = line.split_once(" R_X86_64_RELATIVE")?;
+    let (_, address) = rest.split_once("+0x")?;
+    let number = |text: &str| u64::from_str_radix(text.trim(), 16).ok();
+    Some((number(slot)?, number(address)?))
 }
 
 /// The shortest chain of calls from a function to a panic.
@@ -151,11 +175,33 @@ mod tests {
 \x20   2000:\tcall   3000 <core::panicking::panic_bounds_check>\n\
 \n\
 0000000000004000 <rte_net_vhost::datapath::enqueue::enqueue_burst>:\n\
-\x20   4000:\tcall   5000 <core::panicking::panic_cannot_unwind>\n";
+\x20   4000:\tcall   5000 <core::panicking::panic_cannot_unwind>\n\
+\n\
+0000000000006000 <core::option::expect_failed>:\n\
+\x20   6000:\tud2\n\
+\n\
+0000000000007000 <rte_net_vhost::datapath::enqueue::by_slot>:\n\
+\x20   7000:\tcall   *0x1000(%rip)        # 8000 <_DYNAMIC+0x2a8>\n";
+
+    const RELOCATIONS: &str = "\
+OFFSET           TYPE              VALUE\n\
+0000000000008000 R_X86_64_RELATIVE  *ABS*+0x0000000000006000\n";
+
+    #[test]
+    fn a_panic_behind_a_relocated_slot_is_found() {
+        let graph = call_graph(LISTING, RELOCATIONS);
+
+        let way = way_to_panic(&graph, "rte_net_vhost::datapath::enqueue::by_slot");
+
+        assert_eq!(
+            way.unwrap_or_default().last().map(String::as_str),
+            Some("core::option::expect_failed")
+        );
+    }
 
     #[test]
     fn a_panic_behind_another_function_is_found() {
-        let graph = call_graph(LISTING);
+        let graph = call_graph(LISTING, RELOCATIONS);
 
         let way = way_to_panic(&graph, "rte_net_vhost::datapath::dequeue::dequeue_burst");
 
@@ -172,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_only_runs_during_a_panic_is_none() {
-        let graph = call_graph(LISTING);
+        let graph = call_graph(LISTING, RELOCATIONS);
 
         let way = way_to_panic(&graph, "rte_net_vhost::datapath::enqueue::enqueue_burst");
 

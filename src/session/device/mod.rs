@@ -320,17 +320,23 @@ impl Device {
                 self.link_up();
             }
         }
-        let rarp = self.rarp.filter(|_| self.up && !self.ending());
-        if let Some(mac) = rarp {
-            self.rarp = None;
-            self.place.events.send_rarp(mac);
-        }
+        self.pass_rarp();
         if !self.up && !self.vrings.iter().any(|vring| vring.running) {
             let waits = self.waits && self.vrings.iter().any(|vring| vring.setup.complete());
             if !waits {
                 self.waits = false;
                 self.place.turn.leave(self.place.vid.get());
             }
+        }
+    }
+
+    /// Tells the port of the RARP frame that the frontend asked for, as soon as there is a link.
+    fn pass_rarp(&mut self) {
+        if self.up
+            && !self.ending()
+            && let Some(mac) = self.rarp.take()
+        {
+            self.place.events.send_rarp(mac);
         }
     }
 

@@ -206,8 +206,10 @@ impl Device {
         self.vring(index.into()).map(|_| ())
     }
 
+    /// The port knows of the frame before the answer; without a link, once there is one.
     pub(in crate::session) fn send_rarp(&mut self, mac: [u8; 6]) {
         self.rarp = Some(mac);
+        self.pass_rarp();
     }
 
     pub(in crate::session) fn set_mtu(&mut self, mtu: u64) -> Result<(), RequestError> {
