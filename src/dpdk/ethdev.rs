@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU16, AtomicU64, Ordering};
 
 use super::abi::{
     Burst, DescriptorStatus, RxQueueCount, eth_dev_ops, rte_device, rte_eth_dev,
@@ -311,6 +311,14 @@ impl EthDev {
     pub fn numa_node(self) -> c_int {
         // SAFETY: `data` of a live port.
         unsafe { (*self.data()).numa_node }
+    }
+
+    /// Changes what [`EthDev::numa_node`] tells.
+    pub fn set_numa_node(self, node: c_int) {
+        // SAFETY: `data` of a live port.
+        let field = unsafe { &raw mut (*self.data()).numa_node };
+        // SAFETY: aligned, lives as long as the port; the application may read it at any time.
+        unsafe { AtomicI32::from_ptr(field) }.store(node, Ordering::Relaxed);
     }
 
     /// Between a successful start and the next stop.

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::{LINK, Port, lock};
 use crate::datapath::{select_dequeue, select_enqueue};
+use crate::dpdk::eal;
 use crate::dpdk::ethdev::{Event, Link};
 use crate::log::PORT;
 use crate::session::features::VIRTIO_NET_F_MTU;
@@ -60,6 +61,7 @@ impl SessionEvents for Port {
             .features
             .store(device.features, Ordering::Relaxed);
         self.adopt_mtu(device);
+        self.adopt_node();
         self.shared.attached.store(true, Ordering::Relaxed);
         self.allow(Allow::Attached);
         self.dev().set_link(Link { up: true, ..LINK });
@@ -109,6 +111,14 @@ impl Port {
             && let Some(mtu) = device.mtu
         {
             self.dev().set_mtu(mtu);
+        }
+    }
+
+    /// The port is where the guest's memory is: on the node of its first ring.
+    fn adopt_node(&self) {
+        let ring = self.rx.first().and_then(|vring| vring.monitor());
+        if let Some(node) = ring.and_then(|ring| eal::node_of(ring.word)) {
+            self.dev().set_numa_node(node);
         }
     }
 
