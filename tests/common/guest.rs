@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::lab::eventually;
+use super::lab::{eventually, skip};
 use super::{Lab, Outcome, Process};
 
 /// Emulated processors are slow, and the host may be busy.
@@ -47,7 +47,7 @@ pub(crate) struct Image {
 }
 
 /// Why there is no [`Image`]: the distribution cannot give one here, or something failed.
-pub(crate) enum NoImage {
+enum NoImage {
     /// A reason to skip.
     Unavailable(String),
     /// A reason to fail.
@@ -55,8 +55,20 @@ pub(crate) enum NoImage {
 }
 
 impl Image {
+    /// The guest's files; `None` when the test is to be skipped, which is noted.
+    pub(crate) fn for_test(test: &str, lab: &Lab) -> Outcome<Option<Self>> {
+        match Self::make(lab) {
+            Ok(image) => Ok(Some(image)),
+            Err(NoImage::Unavailable(reason)) => {
+                skip(test, &reason);
+                Ok(None)
+            }
+            Err(NoImage::Failed(reason)) => Err(reason.into()),
+        }
+    }
+
     /// Downloads the kernel's package, unless it lies in cargo's target folder, and packs the guest.
-    pub(crate) fn make(lab: &Lab) -> Result<Self, NoImage> {
+    fn make(lab: &Lab) -> Result<Self, NoImage> {
         let store = lab.target_folder().join("guest");
         let package = kernel_package().map_err(NoImage::Unavailable)?;
         let unpacked = store.join(&package);
@@ -108,6 +120,9 @@ impl Image {
         let write = |name: &str, text: &str| {
             fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"))
         };
+        write("gso_marks.c", include_str!("gso_marks.c"))?;
+        let flags = ["-static", "-O1", "-o", "bin/gso-marks", "gso_marks.c"];
+        shell(&root.display().to_string(), "gcc", &flags)?;
         write("modules/order", &MODULES.join(" "))?;
         write("init", INIT)?;
         let root = root.display().to_string();
@@ -283,7 +298,8 @@ impl Guest {
                     Some((text.to_owned(), status.to_owned()))
                 })?;
         match status.as_str() {
-            "0" => Ok(text),
+            // The end of the line before may come late.
+            "0" => Ok(text.trim_start_matches('\n').to_owned()),
             _ => Err(format!("in the guest, `{command}` returned {status}:\n{text}").into()),
         }
     }
