@@ -10,8 +10,13 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
 use rte_net_vhost::testing::{APART, BUFFERS, FakeDriver, FakeMemory, Frame, NEXT, RINGS};
-use rte_net_vhost::virtio_net::{VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
-use rte_net_vhost::virtqueue::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use rte_net_vhost::virtio_net::{
+    VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF,
+};
+use rte_net_vhost::virtqueue::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_PACKED_DESC_F_AVAIL,
+    VRING_PACKED_DESC_F_USED,
+};
 
 /// Tables that indirect descriptors name.
 const TABLES: u64 = BUFFERS.start;
@@ -30,15 +35,28 @@ struct Raw {
 }
 
 impl Raw {
-    fn write(self, memory: &FakeMemory, at: u64) {
+    fn write(self, memory: &FakeMemory, at: u64, packed: bool) {
+        // In a packed ring the id comes first, and the flags have marks for either turn, or none.
+        let (third, fourth) = match packed {
+            true => (self.next, self.flags ^ MARKS[usize::from(self.next & 3)]),
+            false => (self.flags, self.next),
+        };
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.addr.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.len.to_le_bytes());
-        bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&self.next.to_le_bytes());
+        bytes[12..14].copy_from_slice(&third.to_le_bytes());
+        bytes[14..].copy_from_slice(&fourth.to_le_bytes());
         memory.write(at, &bytes);
     }
 }
+
+/// What `AVAIL` and `USED` say in a packed descriptor.
+const MARKS: [u16; 4] = [
+    VRING_PACKED_DESC_F_AVAIL,
+    VRING_PACKED_DESC_F_USED,
+    VRING_PACKED_DESC_F_AVAIL | VRING_PACKED_DESC_F_USED,
+    0,
+];
 
 fn addresses() -> impl Strategy<Value = u64> {
     prop_oneof![
@@ -118,9 +136,9 @@ enum Step {
     Descriptor(u16, Raw),
     /// An entry of the tables.
     Entry(usize, Raw),
-    /// A head, made available.
+    /// A head, made available; in a packed ring, descriptors from the device's place on.
     Head(u16),
-    /// The available index, moved by this.
+    /// The available index; in a packed ring, the driver's event suppression.
     Jump(u16),
     Dequeue(usize),
     Enqueue(Vec<usize>),
@@ -146,12 +164,17 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn driver(size: u16, features: u8) -> FakeDriver {
-    let mut driver = FakeDriver::split(size).packet_room(512).with_calls();
+fn driver(packed: bool, size: u16, features: u8) -> FakeDriver {
+    let driver = match packed {
+        true => FakeDriver::packed(size),
+        false => FakeDriver::split(size.next_power_of_two()),
+    };
+    let mut driver = driver.packet_room(512).with_calls();
     let bits = [
         VIRTIO_F_VERSION_1,
         VIRTIO_NET_F_MRG_RXBUF,
         VIRTIO_F_EVENT_IDX,
+        VIRTIO_F_IN_ORDER,
     ];
     for (nth, bit) in bits.into_iter().enumerate() {
         if features & 1 << nth != 0 {
@@ -163,19 +186,53 @@ fn driver(size: u16, features: u8) -> FakeDriver {
     driver
 }
 
+/// Where a driver's ring lies.
+#[derive(Clone, Copy)]
+struct Rings {
+    table: u64,
+    available: u64,
+    size: u16,
+    packed: bool,
+}
+
+impl Rings {
+    fn of(driver: &FakeDriver) -> Self {
+        Self {
+            table: driver.table(),
+            available: driver.available(),
+            size: driver.size(),
+            packed: driver.is_packed(),
+        }
+    }
+
+    /// Marks the packed descriptor at `index` as available in one turn or the other.
+    fn mark(self, memory: &FakeMemory, index: u16, turn: bool) {
+        let at = self.table + 16 * u64::from(index % self.size) + 14;
+        let flags = memory.read(at, 2);
+        let flags = u16::from_le_bytes(flags.try_into().unwrap()) & !MARKS[2];
+        let flags = flags | MARKS[usize::from(!turn)];
+        memory.write(at, &flags.to_le_bytes());
+    }
+}
+
 /// One step of the guest alone.
-fn write_step(memory: &FakeMemory, driver: (u64, u64, u16), step: &Step) {
-    let (table, available, size) = driver;
+fn write_step(memory: &FakeMemory, rings: Rings, step: &Step) {
     match *step {
         Step::Descriptor(nth, raw) => {
-            raw.write(memory, table + 16 * u64::from(nth % size));
+            let at = rings.table + 16 * u64::from(nth % rings.size);
+            raw.write(memory, at, rings.packed);
         }
-        Step::Entry(nth, raw) => raw.write(memory, TABLES + 16 * nth as u64),
+        Step::Entry(nth, raw) => raw.write(memory, TABLES + 16 * nth as u64, rings.packed),
+        Step::Head(head) if rings.packed => rings.mark(memory, head, head & 0x100 == 0),
         Step::Head(head) => {
-            let slot = u64::from(head.wrapping_mul(31) % size);
-            memory.write(available + 4 + 2 * slot, &head.to_le_bytes());
+            let slot = u64::from(head.wrapping_mul(31) % rings.size);
+            memory.write(rings.available + 4 + 2 * slot, &head.to_le_bytes());
         }
-        Step::Jump(by) => memory.write(available + 2, &by.to_le_bytes()),
+        Step::Jump(by) if rings.packed => {
+            memory.write(rings.available, &by.to_le_bytes());
+            memory.write(rings.available + 2, &(by % 5).to_le_bytes());
+        }
+        Step::Jump(by) => memory.write(rings.available + 2, &by.to_le_bytes()),
         _ => {}
     }
 }
@@ -189,6 +246,14 @@ fn check(driver: &FakeDriver) {
 
 fn run(driver: &mut FakeDriver, step: &Step) {
     match step {
+        Step::Head(head) if driver.is_packed() => {
+            let position = driver.virtqueue().position();
+            for nth in 0..=head % 3 {
+                let index = (position & 0x7fff) + nth;
+                let turn = (position & 0x8000 != 0) ^ (index >= driver.size());
+                Rings::of(driver).mark(&driver.memory, index, turn);
+            }
+        }
         Step::Head(head) => driver.make_available(*head),
         Step::Dequeue(count) => {
             driver.dequeue(*count);
@@ -205,8 +270,7 @@ fn run(driver: &mut FakeDriver, step: &Step) {
             driver.stop();
         }
         _ => {
-            let rings = (driver.table(), driver.available(), driver.size());
-            write_step(&driver.memory, rings, step);
+            write_step(&driver.memory, Rings::of(driver), step);
         }
     }
 }
@@ -216,11 +280,12 @@ proptest! {
 
     #[test]
     fn nothing_that_a_guest_writes_does_harm(
-        shift in 0_u32..=8,
-        features in 0_u8..8,
+        packed in any::<bool>(),
+        size in prop_oneof![1_u16..20, 1_u16..=256],
+        features in 0_u8..16,
         steps in proptest::collection::vec(steps(), 20..200),
     ) {
-        let mut driver = driver(1 << shift, features);
+        let mut driver = driver(packed, size, features);
         for step in &steps {
             run(&mut driver, step);
         }
@@ -230,12 +295,13 @@ proptest! {
 
     #[test]
     fn no_bytes_in_the_rings_do_harm(
-        shift in 0_u32..=8,
-        features in 0_u8..8,
+        packed in any::<bool>(),
+        size in prop_oneof![1_u16..20, 1_u16..=256],
+        features in 0_u8..16,
         bytes in proptest::collection::vec(any::<u8>(), 16..8192),
         steps in proptest::collection::vec(steps(), 1..20),
     ) {
-        let mut driver = driver(1 << shift, features);
+        let mut driver = driver(packed, size, features);
         driver.memory.write(driver.table(), &bytes);
         for step in &steps {
             run(&mut driver, step);
@@ -246,10 +312,10 @@ proptest! {
 
 #[test]
 fn a_guest_that_writes_while_we_read_does_no_harm() {
-    for features in 0..8 {
-        let mut driver = driver(64, features);
+    for features in 0..32 {
+        let mut driver = driver(features & 1 != 0, 61, features >> 1);
         let memory = driver.memory.clone();
-        let rings = (driver.table(), driver.available(), driver.size());
+        let rings = Rings::of(&driver);
         let end = Arc::new(AtomicBool::new(false));
         let guest = {
             let end = Arc::clone(&end);
@@ -266,7 +332,7 @@ fn a_guest_that_writes_while_we_read_does_no_harm() {
                 }
             })
         };
-        let deadline = Instant::now() + Duration::from_millis(300);
+        let deadline = Instant::now() + Duration::from_millis(100);
         while Instant::now() < deadline {
             driver.dequeue(32);
             driver.enqueue(&[Frame::new(64, 1), Frame::new(1400, 2)]);

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use rte_net_vhost::testing::{Buffer, FakeDriver, Frame, Used};
-use rte_net_vhost::virtio_net::{VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
+use rte_net_vhost::virtio_net::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
 
 /// How a driver lays out a chain.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,8 @@ enum Layout {
     Indirect,
     /// Some direct buffers, then a table with the rest.
     Both,
+    /// A table with all but the first and the last; as `Both` where a table ends the chain.
+    Inside,
 }
 
 fn layouts() -> impl Strategy<Value = Layout> {
@@ -22,6 +24,7 @@ fn layouts() -> impl Strategy<Value = Layout> {
         3 => Just(Layout::Direct),
         2 => Just(Layout::Indirect),
         1 => Just(Layout::Both),
+        1 => Just(Layout::Inside),
     ]
 }
 
@@ -34,30 +37,82 @@ fn lengths() -> impl Strategy<Value = usize> {
     ]
 }
 
-/// Offers a chain of `buffers`, when there are descriptors for it; its head.
-fn offer(driver: &mut FakeDriver, mut buffers: Vec<Buffer>, layout: Layout) -> Option<u32> {
+/// A chain that was offered.
+#[derive(Clone, Copy, Debug)]
+struct Offered {
+    head: u32,
+    /// Steps of the index that counts what is available.
+    slots: usize,
+}
+
+/// Offers a chain of `buffers`, when there are descriptors for it.
+fn offer(driver: &mut FakeDriver, mut buffers: Vec<Buffer>, layout: Layout) -> Option<Offered> {
     if buffers.len() > usize::from(driver.size()) {
         return None;
     }
-    let direct = match layout {
-        Layout::Direct => buffers.len(),
-        Layout::Indirect => 0,
-        Layout::Both => buffers.len() / 2,
+    let (direct, behind) = match layout {
+        Layout::Direct => (buffers.len(), 0),
+        Layout::Indirect => (0, 0),
+        Layout::Inside if driver.is_packed() && buffers.len() > 2 => (1, 1),
+        Layout::Both | Layout::Inside => (buffers.len() / 2, 0),
     };
-    let rest = buffers.split_off(direct);
+    let mut rest = buffers.split_off(direct);
+    let behind = rest.split_off(rest.len() - behind);
     if !rest.is_empty() {
         buffers.push(driver.indirect(&rest));
     }
-    (buffers.len() <= driver.free_descriptors()).then(|| driver.offer(&buffers).into())
+    buffers.extend(behind);
+    let slots = if driver.is_packed() { buffers.len() } else { 1 };
+    (buffers.len() <= driver.free_descriptors()).then(|| Offered {
+        head: driver.offer(&buffers).into(),
+        slots,
+    })
 }
 
-fn driver(size: u16, modern: bool, mergeable: bool, start: u16) -> FakeDriver {
-    let mut driver = FakeDriver::split(size).starting_at(start).packet_room(1024);
-    if modern {
-        driver = driver.feature(VIRTIO_F_VERSION_1);
-    }
-    if mergeable {
-        driver = driver.feature(VIRTIO_NET_F_MRG_RXBUF);
+/// What a driver and its ring are like.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    packed: bool,
+    size: u16,
+    start: u16,
+    modern: bool,
+    mergeable: bool,
+    in_order: bool,
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    let sizes = prop_oneof![
+        (0_u32..=7).prop_map(|shift| (false, 1 << shift)),
+        (1_u16..130).prop_map(|size| (true, size)),
+    ];
+    let features = (any::<bool>(), any::<bool>(), any::<bool>());
+    (sizes, any::<u16>(), features).prop_map(
+        |((packed, size), start, (modern, mergeable, in_order))| Kind {
+            packed,
+            size,
+            start,
+            modern,
+            mergeable,
+            in_order,
+        },
+    )
+}
+
+fn driver(kind: Kind) -> FakeDriver {
+    let driver = match kind.packed {
+        true => FakeDriver::packed(kind.size),
+        false => FakeDriver::split(kind.size),
+    };
+    let mut driver = driver.starting_at(kind.start).packet_room(1024);
+    let features = [
+        (kind.modern, VIRTIO_F_VERSION_1),
+        (kind.mergeable, VIRTIO_NET_F_MRG_RXBUF),
+        (kind.in_order, VIRTIO_F_IN_ORDER),
+    ];
+    for (acked, bit) in features {
+        if acked {
+            driver = driver.feature(bit);
+        }
     }
     driver
 }
@@ -105,21 +160,15 @@ fn receiving() -> impl Strategy<Value = Receiving> {
     ]
 }
 
-fn sizes() -> impl Strategy<Value = u16> {
-    (0_u32..=7).prop_map(|shift| 1 << shift)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
     fn what_the_driver_sends_arrives_once_and_in_order(
-        size in sizes(),
-        start in any::<u16>(),
-        modern in any::<bool>(),
+        kind in kinds(),
         steps in proptest::collection::vec(sending(), 1..60),
     ) {
-        let mut driver = driver(size, modern, false, start);
+        let mut driver = driver(kind);
         // Heads in the order of the ring, with what is in the chain when it is a frame.
         let mut waiting: VecDeque<(u32, Option<Frame>)> = VecDeque::new();
         let mut taken: VecDeque<u32> = VecDeque::new();
@@ -138,8 +187,8 @@ proptest! {
                         .zip(ends)
                         .map(|(from, to)| Buffer::holding(&bytes[from..to]))
                         .collect();
-                    if let Some(head) = offer(&mut driver, buffers, layout) {
-                        waiting.push_back((head, (len > 0).then_some(frame)));
+                    if let Some(chain) = offer(&mut driver, buffers, layout) {
+                        waiting.push_back((chain.head, (len > 0).then_some(frame)));
                     }
                 }
                 Sending::Poll(count) => {
@@ -172,16 +221,14 @@ proptest! {
 
     #[test]
     fn what_is_enqueued_reaches_the_driver_once_and_in_order(
-        size in sizes(),
-        start in any::<u16>(),
-        modern in any::<bool>(),
-        mergeable in any::<bool>(),
+        kind in kinds(),
         steps in proptest::collection::vec(receiving(), 1..60),
     ) {
-        let mut driver = driver(size, modern, mergeable, start);
+        let Kind { size, mergeable, .. } = kind;
+        let mut driver = driver(kind);
         let header = driver.header_len();
-        // Head and bytes of the chains that wait.
-        let mut waiting: VecDeque<(u32, usize)> = VecDeque::new();
+        // The chains that wait, and their bytes.
+        let mut waiting: VecDeque<(Offered, usize)> = VecDeque::new();
         let mut sent: Vec<Frame> = Vec::new();
         let mut used: Vec<Used> = Vec::new();
         let mut seed = 0_u8;
@@ -192,8 +239,8 @@ proptest! {
                     lens.push(12);
                     let room = lens.iter().sum::<u32>() as usize;
                     let buffers = lens.into_iter().map(Buffer::writable).collect();
-                    if let Some(head) = offer(&mut driver, buffers, layout) {
-                        waiting.push_back((head, room));
+                    if let Some(chain) = offer(&mut driver, buffers, layout) {
+                        waiting.push_back((chain, room));
                     }
                 }
                 Receiving::Enqueue(lens, cut) => {
@@ -222,11 +269,12 @@ proptest! {
                                 room >= need
                             })
                             .map(|last| last + 1);
-                        let never = most > 0 && (!mergeable || most == usize::from(size));
+                        let slots: usize = waiting.iter().map(|(chain, _)| chain.slots).sum();
+                        let never = most > 0 && (!mergeable || slots == usize::from(size));
                         match chains {
                             Some(chains) => {
                                 let mut left = need;
-                                for (head, room) in waiting.drain(..chains) {
+                                for (Offered { head, .. }, room) in waiting.drain(..chains) {
                                     let len = room.min(left);
                                     left -= len;
                                     used.push(Used { head, len: u32::try_from(len).unwrap() });

@@ -111,18 +111,29 @@ unsafe fn copy_ends<const N: usize>(dst: *mut u8, src: *const u8, len: usize) {
     unsafe { copy_block::<N>(dst, src, len - N) };
 }
 
-/// A list on the stack that costs nothing to make.
-pub(super) struct Slots<T, const N: usize> {
-    items: [MaybeUninit<T>; N],
+/// Room for `N` items that costs nothing to make.
+pub(super) struct Room<T, const N: usize>([MaybeUninit<T>; N]);
+
+impl<T: Copy, const N: usize> Room<T, N> {
+    /// Room with nothing in it.
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; N])
+    }
+}
+
+/// A list in a [`Room`]: apart from it, so that its length stays in a register.
+pub(super) struct Slots<'r, T> {
+    items: &'r mut [MaybeUninit<T>],
     len: usize,
 }
 
-impl<T: Copy, const N: usize> Slots<T, N> {
+impl<'r, T: Copy> Slots<'r, T> {
     /// An empty list.
     #[inline(always)]
-    pub(super) fn new() -> Self {
+    pub(super) fn new<const N: usize>(room: &'r mut Room<T, N>) -> Self {
         Self {
-            items: [const { MaybeUninit::uninit() }; N],
+            items: &mut room.0,
             len: 0,
         }
     }
@@ -136,16 +147,10 @@ impl<T: Copy, const N: usize> Slots<T, N> {
         }
     }
 
-    /// Number of items.
-    #[inline(always)]
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
     /// The items.
     #[inline(always)]
     pub(super) fn as_slice(&self) -> &[T] {
-        // SAFETY: the first `len` items were written by `push`, which never goes past the array.
+        // SAFETY: the first `len` items were written by `push`, which never goes past the room.
         unsafe { std::slice::from_raw_parts(self.items.as_ptr().cast(), self.len) }
     }
 }

@@ -1,12 +1,12 @@
 //! Guest to host: chains that the driver transmits become packets.
 #![forbid(unsafe_code)]
 
-use super::copy::{Slots, copy_in};
+use super::copy::{Room, Slots, copy_in};
 use super::counters::add;
 use super::{PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
 use crate::memory::{Cursor, GuestRange};
 use crate::virtqueue::{
-    Chain, Notified, Ring, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
+    Chain, Notified, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
 };
 
 /// The longest frame that is taken from a driver. Segmentation offload ends at 64 KB and some
@@ -60,18 +60,21 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
     let mut received = 0;
     chain.begin_burst();
     while received < out.len() && !chain.exhausted() {
-        let wanted = ring.available(count((out.len() - received).min(PASS)));
-        let mut sources = Slots::new();
-        gather::<R, F>(ring, &mut cursor, room, wanted, &mut sources);
+        let run = ring.run(count((out.len() - received).min(PASS)));
+        let wanted = run.slots();
+        let mut slots = Room::<_, PASS>::new();
+        let mut sources = Slots::new(&mut slots);
+        gather::<_, F>(run, &mut cursor, room, &mut sources);
+        let sources = sources.as_slice();
         let found = sources.len();
-        if found != 0 {
-            ring.prefetch_used(count(found));
+        if let Some(first) = sources.first() {
+            run.prefetch_used(count(found));
             let packets = out.get_mut(received..received + found).unwrap_or_default();
             if !pool.allocate(packets) {
                 add(&counters.mbuf_alloc_failed, found as u64);
                 break;
             }
-            for (source, packet) in sources.as_slice().iter().zip(packets) {
+            for (source, packet) in sources.iter().zip(packets) {
                 let len = copy_in(pool.space(packet), source.data);
                 #[allow(
                     clippy::cast_possible_truncation,
@@ -80,9 +83,11 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
                 let len = len as u32;
                 pool.finish(packet, len);
                 tally.add(len, packet.plain().unwrap_or_default());
-                ring.push_used(source.id, 1, 0);
             }
-            ring.take(count(found));
+            for (nth, source) in (0..).zip(sources).skip(1) {
+                run.put_used(nth, source.id, 0);
+            }
+            ring.end_run(count(found), first.id, 0);
             received += found;
         }
         if found == usize::from(wanted) {
@@ -147,16 +152,15 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
 /// First pass of the short body: the packets at the front of the ring that are one descriptor, lie
 /// in one region and fit one buffer.
 #[inline(always)]
-fn gather<'m, R: Ring, const F: u32>(
-    ring: &R,
+fn gather<'m, R: Run, const F: u32>(
+    run: R,
     cursor: &mut Cursor<'m>,
     room: usize,
-    wanted: u16,
-    sources: &mut Slots<Source<'m>, PASS>,
+    sources: &mut Slots<'_, Source<'m>>,
 ) {
     let header = header_len(F);
-    for nth in 0..wanted {
-        let Some((descriptor, id)) = ring.peek(nth) else {
+    for nth in 0..run.slots() {
+        let Some((descriptor, id)) = run.peek(nth) else {
             break;
         };
         let len = descriptor.len as usize;

@@ -1,14 +1,14 @@
 //! Host to guest: packets go into the buffers that the driver posted.
 #![forbid(unsafe_code)]
 
-use super::copy::{Slots, copy_out, write_plain_header_12};
+use super::copy::{Room, Slots, copy_out, write_plain_header_12};
 use super::counters::add;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, Prepared, QueueCounters, Release, Tally, header_len,
 };
 use crate::memory::{Cursor, GuestRange};
 use crate::virtqueue::{
-    Chain, Notified, Reserved, Ring, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    Chain, Notified, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE, Virtqueue, Walk, Walked,
 };
 
@@ -54,28 +54,26 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
         && !rest.is_empty()
         && !chain.exhausted()
     {
-        let wanted = ring.available(count(rest.len().min(PASS)));
-        let rest = rest.get(..wanted.into()).unwrap_or_default();
-        let mut targets = Slots::new();
-        gather::<R, P::Packet, F>(ring, &mut cursor, rest, &mut targets);
-        ring.prefetch_used(count(targets.len()));
-        for target in targets.as_slice() {
-            put::<F>(target);
-            #[allow(
-                clippy::cast_possible_truncation,
-                reason = "`gather` took only what a descriptor's 32-bit length covers"
-            )]
-            let (len, used) = (
-                target.data.len() as u32,
-                (header_len(F) + target.data.len()) as u32,
-            );
-            tally.add(len, target.data);
-            ring.push_used(target.id, 1, used);
+        let run = ring.run(count(rest.len().min(PASS)));
+        let rest = rest.get(..run.slots().into()).unwrap_or_default();
+        let mut slots = Room::<_, PASS>::new();
+        let mut targets = Slots::new(&mut slots);
+        gather::<_, P::Packet, F>(run, &mut cursor, rest, &mut targets);
+        let targets = targets.as_slice();
+        if let Some(first) = targets.first() {
+            run.prefetch_used(count(targets.len()));
+            for (nth, target) in (0..).zip(targets) {
+                put::<F>(target);
+                tally.add(narrow(target.data.len()), target.data);
+                if nth != 0 {
+                    run.put_used(nth, target.id, used::<F>(target));
+                }
+            }
+            ring.end_run(count(targets.len()), first.id, used::<F>(first));
+            taken += targets.len();
         }
-        ring.take(count(targets.len()));
-        taken += targets.len();
 
-        if targets.len() < PASS {
+        if targets.len() < rest.len() || targets.is_empty() {
             let Some(&packet) = packets.get(taken) else {
                 break;
             };
@@ -107,18 +105,18 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
 /// First pass of the short body: packets of one segment that ask for nothing, each with the buffer
 /// at its turn, which is one descriptor, lies in one region and is large enough.
 #[inline(always)]
-fn gather<'m, 'p, R: Ring, T: Packet, const F: u32>(
-    ring: &R,
+fn gather<'m, 'p, R: Run, T: Packet, const F: u32>(
+    run: R,
     cursor: &mut Cursor<'m>,
     packets: &'p [T],
-    targets: &mut Slots<Target<'m, 'p>, PASS>,
+    targets: &mut Slots<'_, Target<'m, 'p>>,
 ) {
     let header = header_len(F);
     for (nth, packet) in packets.iter().enumerate() {
         let Some(data) = packet.plain() else {
             break;
         };
-        let Some((descriptor, id)) = ring.peek(count(nth)) else {
+        let Some((descriptor, id)) = run.peek(count(nth)) else {
             break;
         };
         let kind =
@@ -137,6 +135,22 @@ fn gather<'m, 'p, R: Ring, T: Packet, const F: u32>(
         buffer.prefetch_for_write(header + 64);
         targets.push(Target { buffer, data, id });
     }
+}
+
+/// What the used descriptor of `target` says: header and data.
+#[inline(always)]
+fn used<const F: u32>(target: &Target<'_, '_>) -> u32 {
+    narrow(header_len(F) + target.data.len())
+}
+
+/// A length that the 32 bits of a descriptor cover.
+#[inline(always)]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "`gather` takes only what a descriptor's length covers"
+)]
+fn narrow(len: usize) -> u32 {
+    len as u32
 }
 
 /// Second pass: header and data.

@@ -10,7 +10,8 @@ mod table;
 
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
-    Cursor, Descriptor, GuestPacked, GuestRange, GuestTable, GuestU16s, GuestUsed, GuestWord,
+    Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestU16s, GuestUsed,
+    GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
 

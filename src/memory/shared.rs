@@ -274,11 +274,11 @@ macro_rules! shared_with_a_guest {
     ($($name:ident),*) => {$(
         // SAFETY: the pointer stays mapped while the table is held, wherever the value moves.
         unsafe impl Send for $name {}
-        // SAFETY: all access is by atomics, or by plain stores that only the ring's owner makes.
+        // SAFETY: all access is by atomics.
         unsafe impl Sync for $name {}
     )*};
 }
-shared_with_a_guest!(GuestTable, GuestU16s, GuestUsed, GuestWord, GuestPacked);
+shared_with_a_guest!(GuestTable, GuestU16s, GuestWord, GuestPacked);
 
 /// The split ring's descriptor table.
 #[derive(Debug)]
@@ -345,48 +345,95 @@ impl GuestPacked {
         })
     }
 
+    /// The entries from `first` on, at most `most` and not past the end of the ring.
     #[inline(always)]
-    fn words(&self, index: u16) -> Option<&[AtomicU64; 2]> {
-        if index >= self.size {
-            return None;
+    pub fn run(&self, first: u16, most: u16) -> GuestPackedRun<'_> {
+        let skip = first.min(self.size);
+        GuestPackedRun {
+            // SAFETY: `skip <= size`, and `map` checked that `size` entries are in one mapping.
+            start: unsafe { self.start.add(usize::from(skip)) },
+            len: most.min(self.size - skip),
+            ring: PhantomData,
         }
-        // SAFETY: `index < size`, and `map` checked that `size` entries are in one mapping.
-        let entry = unsafe { self.start.add(usize::from(index)) };
-        // SAFETY: mapped while `_table` is held, 16-byte aligned (`map`); atomics may be shared
-        // with a peer that writes.
-        Some(unsafe { entry.as_ref() })
     }
 
-    /// Copies entry `index` out, the half with the flags first: when those say that it is
-    /// available, the rest was written before (2.8.6). `None` outside the ring.
+    /// Copies entry `index` out, as [`GuestPackedRun::get`].
     #[inline(always)]
     pub fn get(&self, index: u16) -> Option<Descriptor> {
-        let [addr, rest] = self.words(index)?;
-        let rest = rest.load(Ordering::Acquire);
-        let addr = addr.load(Ordering::Relaxed);
-        Some(Descriptor::from_packed_words([addr, rest]))
+        self.run(index, 1).get(0)
     }
 
     /// The flags of entry `index` alone.
     #[inline(always)]
     pub fn flags(&self, index: u16) -> Option<u16> {
-        let [_, rest] = self.words(index)?;
+        let [_, rest] = self.run(index, 1).words(0)?;
         Some(Descriptor::from_packed_words([0, rest.load(Ordering::Acquire)]).flags)
     }
 
-    /// Makes entry `index` a used one, in one store that all earlier ones come before.
+    /// Makes entry `index` a used one, as [`GuestPackedRun::set_used`].
     #[inline(always)]
     pub fn set_used(&self, index: u16, id: u16, len: u32, flags: u16) {
-        if let Some([_, rest]) = self.words(index) {
-            let word = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
-            rest.store(word.to_le(), Ordering::Release);
-        }
+        self.run(index, 1).set_used(0, id, len, flags);
     }
 
     /// Host address of the flags of entry `index`, for a CPU that waits on them.
     pub fn flags_ptr(&self, index: u16) -> *const u16 {
         let entry = self.start.as_ptr().cast_const().cast::<u16>();
         entry.wrapping_add(usize::from(index % self.size.max(1)) * 8 + 7)
+    }
+}
+
+/// Entries of a packed ring that stand side by side. A value, which can stay in registers while the
+/// ordered accesses to the ring make the compiler read everything else anew.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestPackedRun<'r> {
+    start: NonNull<[AtomicU64; 2]>,
+    len: u16,
+    ring: PhantomData<&'r GuestPacked>,
+}
+
+impl<'r> GuestPackedRun<'r> {
+    /// Number of entries.
+    #[inline(always)]
+    pub fn len(self) -> u16 {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[inline(always)]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    #[inline(always)]
+    fn words(self, nth: u16) -> Option<&'r [AtomicU64; 2]> {
+        if nth >= self.len {
+            return None;
+        }
+        // SAFETY: `nth < len`, and `len` entries of the ring follow `start` (`GuestPacked::run`).
+        let entry = unsafe { self.start.add(usize::from(nth)) };
+        // SAFETY: mapped while the ring holds its table, 16-byte aligned (`GuestPacked::map`);
+        // atomics may be shared with a peer that writes.
+        Some(unsafe { entry.as_ref() })
+    }
+
+    /// Copies entry `nth` out, the half with the flags first: when those say that it is available,
+    /// the rest was written before (2.8.6). `None` outside the run.
+    #[inline(always)]
+    pub fn get(self, nth: u16) -> Option<Descriptor> {
+        let [addr, rest] = self.words(nth)?;
+        let rest = rest.load(Ordering::Acquire);
+        let addr = addr.load(Ordering::Relaxed);
+        Some(Descriptor::from_packed_words([addr, rest]))
+    }
+
+    /// Makes entry `nth` a used one, in one store that all earlier ones come before.
+    #[inline(always)]
+    pub fn set_used(self, nth: u16, id: u16, len: u32, flags: u16) {
+        if let Some([_, rest]) = self.words(nth) {
+            let word = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
+            rest.store(word.to_le(), Ordering::Release);
+        }
     }
 }
 
@@ -432,6 +479,10 @@ pub struct GuestUsed {
     _table: Arc<MemoryTable>,
 }
 
+// SAFETY: the pointer stays mapped while the table is held, wherever the value moves. It is not
+// `Sync`: elements are written by plain stores.
+unsafe impl Send for GuestUsed {}
+
 impl GuestUsed {
     /// The `size` elements at `at`, which the specification aligns to 4 bytes only.
     pub fn map(table: &Arc<MemoryTable>, at: Uva, size: u16) -> Result<Self, AreaError> {
@@ -450,12 +501,12 @@ impl GuestUsed {
 
     /// Writes the element at free-running `index` in one store.
     #[inline(always)]
-    pub fn set(&mut self, index: u16, head: u16, len: u32) {
+    pub fn set(&self, index: u16, head: u16, len: u32) {
         let element = u64::from(head) | u64::from(len) << 32;
         // SAFETY: masked by the size minus one (`map`), so inside the array.
         let at = unsafe { self.start.add(usize::from(index & self.mask) * 8) };
-        // SAFETY: mapped while `_table` is held. Only we write used elements; the driver reads
-        // one after the release store of the index that covers it.
+        // SAFETY: mapped while `_table` is held. Only we write used elements, from one thread (not
+        // `Sync`); the driver reads one after the release store of the index that covers it.
         unsafe { at.cast::<u64>().write_unaligned(element.to_le()) };
     }
 

@@ -5,10 +5,10 @@ use std::fmt;
 
 use crate::virtqueue::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
-/// An element of the used ring.
+/// A chain that the device gave back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// First descriptor of the chain.
+    /// First descriptor of the chain; the buffer id in a packed ring.
     pub head: u32,
     /// Bytes that the device says it wrote.
     pub len: u32,

@@ -1,16 +1,20 @@
-//! A virtio driver with a split ring, and the device side that polls it.
+//! A virtio driver with a ring of either layout, and the device side that polls it.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{BUFFERS, Buffer, FakeMemory, FakePacket, FakePool, Frame, RINGS, Used};
+use super::packed::PackedSide;
+use super::split::SplitSide;
+use super::{BUFFERS, Buffer, FakeMemory, FakePacket, FakePool, Frame, Used};
 use crate::datapath::{QueueCounters, Release, select_dequeue, select_enqueue};
-use crate::virtio_net::{VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
+use crate::virtio_net::{
+    VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+    VIRTIO_NET_F_MRG_RXBUF,
+};
 use crate::virtqueue::{
     RingAreas, RingConfig, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue,
 };
@@ -27,48 +31,79 @@ pub struct FakeDriver {
     pub pool: FakePool,
     /// What the device side counted.
     pub counters: QueueCounters,
-    size: u16,
+    side: Side,
     features: u64,
-    /// Index at which the ring is taken up.
+    /// Where the ring is taken up.
     base: u16,
-    /// Guest-physical addresses of table, available ring and used ring.
-    areas: [u64; 3],
-    available_index: u16,
-    used_seen: u16,
-    free: VecDeque<u16>,
-    chains: HashMap<u16, Chain>,
     next_buffer: u64,
     calls: Option<File>,
     virtqueue: Option<Virtqueue>,
 }
 
-/// A chain that was offered.
+/// The driver's side of a ring.
 #[derive(Debug)]
-struct Chain {
-    descriptors: Vec<u16>,
-    parts: Vec<(u64, u32)>,
+enum Side {
+    Split(SplitSide),
+    Packed(PackedSide),
+}
+
+/// Runs the same words on the side of either layout.
+macro_rules! either {
+    ($driver:expr, $side:ident => $work:expr) => {
+        match &$driver.side {
+            Side::Split($side) => $work,
+            Side::Packed($side) => $work,
+        }
+    };
+    (mut $driver:expr, $side:ident => $work:expr) => {
+        match &mut $driver.side {
+            Side::Split($side) => $work,
+            Side::Packed($side) => $work,
+        }
+    };
+}
+
+/// A chain that was offered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chain {
+    /// Its descriptors in the ring.
+    pub(super) descriptors: Vec<u16>,
+    /// Its buffers: address and length.
+    pub(super) parts: Vec<(u64, u32)>,
+}
+
+/// What the words of a descriptor say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Words {
+    pub(super) at: u64,
+    pub(super) len: u32,
+    pub(super) flags: u16,
+    /// `next` in a split ring, the buffer id in a packed one.
+    pub(super) link: u16,
 }
 
 impl FakeDriver {
     /// A driver with a split ring of `size` descriptors and no features.
     pub fn split(size: u16) -> Self {
-        let n = u64::from(size);
-        let table = RINGS.start;
-        let available = table + 16 * n;
-        // 6 bytes of flags, index and event; and aligned to 4 bytes, as is the least allowed.
-        let used = (available + 6 + 2 * n).next_multiple_of(4);
+        Self::new(Side::Split(SplitSide::new(size)), 0, 0)
+    }
+
+    /// A driver with a packed ring of `size` descriptors.
+    pub fn packed(size: u16) -> Self {
+        let features = 1 << VIRTIO_F_RING_PACKED;
+        let side = PackedSide::new(size);
+        let base = side.position();
+        Self::new(Side::Packed(side), features, base)
+    }
+
+    fn new(side: Side, features: u64, base: u16) -> Self {
         Self {
             memory: FakeMemory::new(),
             pool: FakePool::new(2048),
             counters: QueueCounters::default(),
-            size,
-            features: 0,
-            base: 0,
-            areas: [table, available, used],
-            available_index: 0,
-            used_seen: 0,
-            free: (0..size).collect(),
-            chains: HashMap::new(),
+            side,
+            features,
+            base,
             next_buffer: BUFFERS.start,
             calls: None,
             virtqueue: None,
@@ -79,6 +114,9 @@ impl FakeDriver {
     #[must_use]
     pub fn feature(mut self, bit: u32) -> Self {
         self.features |= 1 << bit;
+        if bit == VIRTIO_F_IN_ORDER {
+            either!(mut self, side => side.in_order());
+        }
         self
     }
 
@@ -90,14 +128,11 @@ impl FakeDriver {
         self
     }
 
-    /// Has used the ring before, up to `index`.
+    /// Has used the ring before, up to `index`. For a packed ring that is a position, with the wrap
+    /// counter in bit 15; an index outside the ring is brought inside.
     #[must_use]
     pub fn starting_at(mut self, index: u16) -> Self {
-        self.base = index;
-        self.available_index = index;
-        self.used_seen = index;
-        self.memory.write(self.areas[1] + 2, &index.to_le_bytes());
-        self.memory.write(self.areas[2] + 2, &index.to_le_bytes());
+        self.base = either!(mut self, side => side.start_at(&self.memory, index));
         self
     }
 
@@ -108,24 +143,35 @@ impl FakeDriver {
         self
     }
 
+    /// Whether the ring is a packed one.
+    pub fn is_packed(&self) -> bool {
+        matches!(self.side, Side::Packed(_))
+    }
+
     /// Number of descriptors.
     pub fn size(&self) -> u16 {
-        self.size
+        either!(self, side => side.size)
     }
 
-    /// Guest-physical address of the descriptor table.
+    /// Guest-physical address of the descriptors.
     pub fn table(&self) -> u64 {
-        self.areas[0]
+        self.areas()[0]
     }
 
-    /// Guest-physical address of the available ring.
+    /// Guest-physical address of the available ring, or of the driver's event suppression.
     pub fn available(&self) -> u64 {
-        self.areas[1]
+        self.areas()[1]
+    }
+
+    /// Guest-physical addresses of the three areas of the ring.
+    fn areas(&self) -> [u64; 3] {
+        either!(self, side => side.areas)
     }
 
     /// Length of the virtio-net header.
     pub fn header_len(&self) -> usize {
-        let long = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        let long =
+            1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MRG_RXBUF | 1 << VIRTIO_F_RING_PACKED;
         if self.features & long != 0 { 12 } else { 10 }
     }
 
@@ -150,20 +196,21 @@ impl FakeDriver {
         at
     }
 
-    /// Writes a descriptor for `buffer` at address `to`; where the buffer lies.
-    fn write_descriptor(&mut self, to: u64, buffer: &Buffer) -> u64 {
-        let at = self.place(buffer);
-        let rest =
-            u64::from(buffer.len) | u64::from(buffer.flags) << 32 | u64::from(buffer.next) << 48;
-        self.memory.write(to, &at.to_le_bytes());
-        self.memory.write(to + 8, &rest.to_le_bytes());
-        at
+    /// What a descriptor for `buffer` says.
+    fn words(&mut self, buffer: &Buffer) -> Words {
+        Words {
+            at: self.place(buffer),
+            len: buffer.len,
+            flags: buffer.flags,
+            link: buffer.next,
+        }
     }
 
-    /// Writes descriptor `index`; where its buffer lies.
+    /// Writes descriptor `index`; where its buffer lies. In a packed ring its buffer id is `index`.
     pub fn describe(&mut self, index: u16, buffer: Buffer) -> u64 {
-        self.free.retain(|&free| free != index);
-        self.write_descriptor(self.areas[0] + 16 * u64::from(index), &buffer)
+        let words = self.words(&buffer);
+        either!(mut self, side => side.describe(&self.memory, index, words));
+        words.at
     }
 
     /// A table of descriptors that names `buffers`, as a buffer for the ring. Entries are linked in
@@ -184,8 +231,10 @@ impl FakeDriver {
                 true => buffer.clone(),
                 false => buffer.clone().next(nth + 1),
             };
-            let placed = self.write_descriptor(at + 16 * u64::from(nth), &buffer);
-            parts.push((placed, buffer.len));
+            let words = self.words(&buffer);
+            let to = at + 16 * u64::from(nth);
+            either!(self, side => side.write(&self.memory, to, words));
+            parts.push((words.at, buffer.len));
         }
         let table = Buffer::readable(u32::try_from(16 * buffers.len()).unwrap());
         Buffer {
@@ -199,46 +248,39 @@ impl FakeDriver {
         table.at.unwrap() + 16 * u64::from(index)
     }
 
-    /// Makes the chain that begins at descriptor `head` available.
+    /// Makes the chain that begins at descriptor `head` available. In a packed ring only the chain
+    /// at the driver's place can be.
     pub fn make_available(&mut self, head: u16) {
-        let slot = self.available_index & (self.size - 1);
-        let at = self.areas[1] + 4 + 2 * u64::from(slot);
-        self.memory.write(at, &head.to_le_bytes());
-        self.set_available_index(self.available_index.wrapping_add(1));
+        either!(mut self, side => side.make_available(&self.memory, head));
     }
 
-    /// Writes the available index.
+    /// Writes the available index of a split ring.
     pub fn set_available_index(&mut self, index: u16) {
-        self.available_index = index;
-        self.memory.write(self.areas[1] + 2, &index.to_le_bytes());
+        match &mut self.side {
+            Side::Split(side) => side.set_available_index(&self.memory, index),
+            Side::Packed(_) => panic!("a packed ring has no available index"),
+        }
     }
 
     /// Number of descriptors that no chain takes.
     pub fn free_descriptors(&self) -> usize {
-        self.free.len()
+        either!(self, side => side.free())
     }
 
-    /// Makes a chain of `buffers` in free descriptors available; its head.
+    /// Makes a chain of `buffers` in free descriptors available; its head, or its buffer id.
     pub fn offer(&mut self, buffers: &[Buffer]) -> u16 {
-        let descriptors: Vec<u16> = self.free.drain(..buffers.len()).collect();
         let mut parts = Vec::new();
-        for (nth, buffer) in buffers.iter().enumerate() {
-            let buffer = match descriptors.get(nth + 1) {
-                Some(&next) => buffer.clone().next(next),
-                None => buffer.clone(),
-            };
-            let to = self.areas[0] + 16 * u64::from(descriptors[nth]);
-            let at = self.write_descriptor(to, &buffer);
+        let mut chain = Vec::new();
+        for buffer in buffers {
+            let words = self.words(buffer);
             if buffer.flags & VRING_DESC_F_INDIRECT != 0 {
-                parts.extend(buffer.parts);
+                parts.extend(&buffer.parts);
             } else {
-                parts.push((at, buffer.len));
+                parts.push((words.at, words.len));
             }
+            chain.push(words);
         }
-        let head = descriptors[0];
-        self.chains.insert(head, Chain { descriptors, parts });
-        self.make_available(head);
-        head
+        either!(mut self, side => side.offer(&self.memory, &chain, parts))
     }
 
     /// `frame` behind a header full of nonsense, as no offload was negotiated.
@@ -254,29 +296,15 @@ impl FakeDriver {
         self.offer(&[Buffer::holding(bytes)])
     }
 
-    /// The used elements that the device published since the last call. Their descriptors are free.
+    /// The chains that the device gave back since the last call. Their descriptors are free.
     pub fn used(&mut self) -> Vec<Used> {
-        let index = self.memory.read(self.areas[2] + 2, 2);
-        let index = u16::from_le_bytes(index.try_into().unwrap());
-        let mut used = Vec::new();
-        while self.used_seen != index {
-            let slot = u64::from(self.used_seen & (self.size - 1));
-            let element = self.memory.read(self.areas[2] + 4 + 8 * slot, 8);
-            let element = u64::from_le_bytes(element.try_into().unwrap());
-            let head = (element & 0xffff_ffff) as u32;
-            let len = (element >> 32) as u32;
-            used.push(Used { head, len });
-            if let Some(chain) = self.chains.get_mut(&(head as u16)) {
-                self.free.extend(chain.descriptors.drain(..));
-            }
-            self.used_seen = self.used_seen.wrapping_add(1);
-        }
-        used
+        either!(mut self, side => side.used(&self.memory))
     }
 
     /// The first `used.len` bytes of the chain that was offered at `used.head`.
     pub fn written(&self, used: Used) -> Vec<u8> {
-        let chain = &self.chains[&u16::try_from(used.head).unwrap()];
+        let head = u16::try_from(used.head).unwrap();
+        let chain = either!(self, side => &side.chains[&head]);
         let mut left = used.len as usize;
         let mut bytes = Vec::new();
         for &(at, len) in &chain.parts {
@@ -316,27 +344,25 @@ impl FakeDriver {
         frames
     }
 
-    /// Asks for a call when `index` has been used (`used_event`).
+    /// Asks for a call when `index` has been used (`used_event`); in a packed ring that is a
+    /// position.
     pub fn call_after(&mut self, index: u16) {
-        let at = self.areas[1] + 4 + 2 * u64::from(self.size);
-        self.memory.write(at, &index.to_le_bytes());
+        either!(self, side => side.call_after(&self.memory, index));
     }
 
-    /// Writes the flags of the available ring.
+    /// Writes the flags of the available ring, or of the driver's event suppression.
     pub fn set_flags(&mut self, flags: u16) {
-        self.memory.write(self.areas[1], &flags.to_le_bytes());
+        either!(self, side => side.set_flags(&self.memory, flags));
     }
 
-    /// The flags of the used ring.
+    /// The flags of the used ring, or of the device's event suppression.
     pub fn used_flags(&self) -> u16 {
-        let flags = self.memory.read(self.areas[2], 2);
-        u16::from_le_bytes(flags.try_into().unwrap())
+        either!(self, side => side.used_flags(&self.memory))
     }
 
-    /// The index after which the device wants a kick (`avail_event`).
+    /// The index after which the device wants a kick (`avail_event`); in a packed ring a position.
     pub fn kick_after(&self) -> u16 {
-        let at = self.areas[2] + 4 + 8 * u64::from(self.size);
-        u16::from_le_bytes(self.memory.read(at, 2).try_into().unwrap())
+        either!(self, side => side.kick_after(&self.memory))
     }
 
     /// Calls since this was last asked.
@@ -352,16 +378,16 @@ impl FakeDriver {
 
     /// What the vring looks like in vhost-user messages.
     pub fn config(&self) -> RingConfig {
-        let [descriptors, available, used] = self.areas.map(|at| self.memory.uva(at));
+        let [descriptors, available, used] = self.areas().map(|at| self.memory.uva(at));
         RingConfig {
-            size: self.size,
+            size: self.size(),
             areas: RingAreas {
                 descriptors,
                 available,
                 used,
             },
             base: self.base,
-            packed: false,
+            packed: self.is_packed(),
             event_idx: self.features & 1 << VIRTIO_F_EVENT_IDX != 0,
         }
     }

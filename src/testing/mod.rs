@@ -9,7 +9,9 @@
 mod buffer;
 mod driver;
 mod memory;
+mod packed;
 mod packet;
+mod split;
 
 pub use buffer::{Buffer, Frame, Used};
 pub use driver::FakeDriver;

@@ -20,7 +20,7 @@ pub use gate::NoBarrier;
 pub use gate::{Allow, Barrier, Gate, Membarrier};
 pub use notify::{Notified, Notifier};
 pub use packed::PackedRing;
-pub use ring::{Layout, Monitor, Ring, RingView, Walk, Walked};
+pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
 pub use split::SplitRing;
 
 use crate::memory::{AreaError, MemoryTable, Uva};

@@ -56,3 +56,6 @@ impl Notifier {
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

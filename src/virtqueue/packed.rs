@@ -8,14 +8,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::ring::{Layout, Monitor, Ring, Walk, Walked};
+use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked};
 use super::split::event_passed;
 use super::{
     Chain, RingConfig, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
     VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC,
     VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
-use crate::memory::{AreaError, Cursor, Descriptor, GuestPacked, GuestWord, MemoryTable, Uva};
+use crate::memory::{
+    AreaError, Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestWord, MemoryTable, Uva,
+};
 
 const WRAP: u16 = 1 << 15;
 
@@ -145,9 +147,7 @@ impl PackedRing {
     /// Writes the descriptor at `at` as a used one.
     #[inline(always)]
     fn write_used(&self, at: Position, id: u16, len: u32) {
-        // The length has a meaning for the driver only beside this flag (2.8.6).
-        let write = if len != 0 { VRING_DESC_F_WRITE } else { 0 };
-        let flags = at.used_bits() | write;
+        let flags = at.used_bits() | written(len);
         self.descriptors.set_used(at.index(), id, len, flags);
     }
 
@@ -168,7 +168,51 @@ fn is_available(flags: u16, at: Position) -> bool {
     flags & WRAP_BITS == at.available_bits()
 }
 
+/// Flags of a used descriptor but for its marks: the length has a meaning for the driver only beside
+/// this flag (2.8.6).
+#[inline(always)]
+fn written(len: u32) -> u16 {
+    if len != 0 { VRING_DESC_F_WRITE } else { 0 }
+}
+
+/// Descriptors up to the end of the ring at most, so that they are all in one turn.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedRun<'r> {
+    descriptors: GuestPackedRun<'r>,
+    /// Marks of those that are available.
+    available: u16,
+    /// Marks of those that are used.
+    used: u16,
+}
+
+impl Run for PackedRun<'_> {
+    #[inline(always)]
+    fn slots(self) -> u16 {
+        self.descriptors.len()
+    }
+
+    #[inline(always)]
+    fn peek(self, nth: u16) -> Option<(Descriptor, u16)> {
+        let descriptor = self.descriptors.get(nth)?;
+        let available = descriptor.flags & WRAP_BITS == self.available;
+        available.then_some((descriptor, descriptor.next))
+    }
+
+    #[inline(always)]
+    fn prefetch_used(self, _slots: u16) {
+        // The lines were read as descriptors.
+    }
+
+    #[inline(always)]
+    fn put_used(self, nth: u16, id: u16, len: u32) {
+        self.descriptors
+            .set_used(nth, id, len, self.used | written(len));
+    }
+}
+
 impl Ring for PackedRing {
+    type Run<'r> = PackedRun<'r>;
+
     #[inline(always)]
     fn of(layout: &mut Layout) -> Option<&mut Self> {
         match layout {
@@ -197,10 +241,20 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn peek(&self, nth: u16) -> Option<(Descriptor, u16)> {
-        let at = self.at(nth);
-        let descriptor = self.descriptors.get(at.index())?;
-        is_available(descriptor.flags, at).then_some((descriptor, descriptor.next))
+    fn run(&self, most: u16) -> PackedRun<'_> {
+        let at = self.next_available;
+        PackedRun {
+            descriptors: self.descriptors.run(at.index(), self.available(most)),
+            available: at.available_bits(),
+            used: at.used_bits(),
+        }
+    }
+
+    #[inline(always)]
+    fn end_run(&mut self, slots: u16, id: u16, len: u32) {
+        // The first as ever, then over the others.
+        self.push_used(id, slots, len);
+        self.take(slots);
     }
 
     fn walk(&self, nth: u16, chain: &mut Chain, memory: &mut Cursor<'_>) -> Walk {
@@ -262,11 +316,6 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn prefetch_used(&self, _slots: u16) {
-        // The lines were read as descriptors.
-    }
-
-    #[inline(always)]
     fn publish_used(&mut self) -> bool {
         let Some(first) = self.withheld.take() else {
             return false;
@@ -278,13 +327,13 @@ impl Ring for PackedRing {
     fn wants_call(&mut self) -> bool {
         let old = std::mem::replace(&mut self.decided, self.next_used);
         let new = self.next_used;
+        let first = std::mem::replace(&mut self.first_call, false);
         fence(Ordering::SeqCst);
         let flags = self.call_hint.flags.load(Ordering::Acquire) & 3;
         if flags != VRING_PACKED_EVENT_FLAG_DESC || !self.event_idx {
             return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
         }
         let event = Position(self.call_hint.off_wrap.load(Ordering::Relaxed));
-        let first = std::mem::replace(&mut self.first_call, false);
         // As distances from where this turn of `new` began; what lies in the turn before is
         // negative, and wraps as the comparison does.
         let from_new = |position: Position| {
@@ -359,17 +408,4 @@ impl PackedView {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_position_wraps_at_any_size() {
-        let start = Position(WRAP | 3);
-        assert_eq!(start.after(1, 5), Position(WRAP | 4));
-        assert_eq!(start.after(2, 5), Position(0));
-        assert_eq!(start.after(5, 5), Position(3));
-        assert_eq!(Position(4).after(1, 5), Position(WRAP));
-        let last = Position(32767);
-        assert_eq!(last.after(1, 32768), Position(WRAP));
-    }
-}
+mod tests;

@@ -52,6 +52,11 @@ pub enum Walk {
 /// split ring, a descriptor in a packed one. Chains are taken in order and given back in order.
 /// What is given back becomes visible to the driver at [`publish_used`](Ring::publish_used).
 pub trait Ring {
+    /// What [`run`](Ring::run) gives.
+    type Run<'r>: Run
+    where
+        Self: 'r;
+
     /// The ring of this layout in `layout`.
     fn of(layout: &mut Layout) -> Option<&mut Self>;
 
@@ -65,9 +70,14 @@ pub trait Ring {
     /// of a packed ring is known to be available.
     fn available(&self, most: u16) -> u16;
 
-    /// The descriptor at the `nth` slot, read once, with the id that gives its chain back when it is
-    /// the whole chain. `None` when it is not available, or outside the table.
-    fn peek(&self, nth: u16) -> Option<(Descriptor, u16)>;
+    /// The next slots that wait, `most` at most, and not past the end of a packed ring. Empty when
+    /// nothing waits.
+    fn run(&self, most: u16) -> Self::Run<'_>;
+
+    /// Takes the first `slots` slots of the run that [`run`](Ring::run) gives, of which all but the
+    /// first were given back with [`Run::put_used`]. The first one is given back here, for it may
+    /// have to wait.
+    fn end_run(&mut self, slots: u16, id: u16, len: u32);
 
     /// Appends the buffers of the chain at the `nth` slot to `chain`. Those before a fault stay
     /// there.
@@ -78,9 +88,6 @@ pub trait Ring {
 
     /// Gives a chain back with `len` bytes written.
     fn push_used(&mut self, id: u16, slots: u16, len: u32);
-
-    /// Asks to own the lines where the next `slots` slots are given back.
-    fn prefetch_used(&self, slots: u16);
 
     /// Makes all that was given back visible to the driver; whether there was anything.
     fn publish_used(&mut self) -> bool;
@@ -93,6 +100,23 @@ pub trait Ring {
 
     /// As [`wants_call`](Ring::wants_call) for a driver that cannot be called: no fence.
     fn forget_calls(&mut self);
+}
+
+/// Slots that stand side by side, for the short burst bodies.
+pub trait Run: Copy {
+    /// Number of slots.
+    fn slots(self) -> u16;
+
+    /// The descriptor at the `nth` slot, read once, with the id that gives its chain back when it is
+    /// the whole chain. `None` when it is not available, or outside the table.
+    fn peek(self, nth: u16) -> Option<(Descriptor, u16)>;
+
+    /// Asks to own the lines where the first `slots` slots are given back.
+    fn prefetch_used(self, slots: u16);
+
+    /// Gives the chain back that is the `nth` slot, with `len` bytes written; not the first one
+    /// ([`Ring::end_run`]).
+    fn put_used(self, nth: u16, id: u16, len: u32);
 }
 
 /// How to see that a buffer became available without polling: `word & mask` against `value`.

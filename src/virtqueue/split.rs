@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::ring::{Layout, Monitor, Ring, Walk, Walked};
+use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked};
 use super::{
     Chain, RingConfig, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_USED_F_NO_NOTIFY,
@@ -129,7 +129,45 @@ impl SplitRing {
     }
 }
 
+/// Chains that wait.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitRun<'r> {
+    ring: &'r SplitRing,
+    slots: u16,
+}
+
+impl Run for SplitRun<'_> {
+    #[inline(always)]
+    fn slots(self) -> u16 {
+        self.slots
+    }
+
+    #[inline(always)]
+    fn peek(self, nth: u16) -> Option<(Descriptor, u16)> {
+        let head = self.ring.head(nth);
+        Some((self.ring.table.get(head)?, head))
+    }
+
+    #[inline(always)]
+    fn prefetch_used(self, slots: u16) {
+        // Eight elements share a line.
+        for nth in (0..slots).step_by(8) {
+            let at = self.ring.next_used.wrapping_add(nth);
+            self.ring.used.prefetch(at);
+        }
+    }
+
+    #[inline(always)]
+    fn put_used(self, nth: u16, id: u16, len: u32) {
+        self.ring
+            .used
+            .set(self.ring.next_used.wrapping_add(nth), id, len);
+    }
+}
+
 impl Ring for SplitRing {
+    type Run<'r> = SplitRun<'r>;
+
     #[inline(always)]
     fn of(layout: &mut Layout) -> Option<&mut Self> {
         match layout {
@@ -157,9 +195,18 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn peek(&self, nth: u16) -> Option<(Descriptor, u16)> {
-        let head = self.head(nth);
-        Some((self.table.get(head)?, head))
+    fn run(&self, most: u16) -> SplitRun<'_> {
+        SplitRun {
+            ring: self,
+            slots: self.available(most),
+        }
+    }
+
+    #[inline(always)]
+    fn end_run(&mut self, slots: u16, id: u16, len: u32) {
+        self.used.set(self.next_used, id, len);
+        self.next_used = self.next_used.wrapping_add(slots);
+        self.take(slots);
     }
 
     fn walk(&self, nth: u16, chain: &mut Chain, memory: &mut Cursor<'_>) -> Walk {
@@ -209,14 +256,6 @@ impl Ring for SplitRing {
     fn push_used(&mut self, id: u16, _slots: u16, len: u32) {
         self.used.set(self.next_used, id, len);
         self.next_used = self.next_used.wrapping_add(1);
-    }
-
-    #[inline(always)]
-    fn prefetch_used(&self, slots: u16) {
-        // Eight elements share a line.
-        for nth in (0..slots).step_by(8) {
-            self.used.prefetch(self.next_used.wrapping_add(nth));
-        }
     }
 
     #[inline(always)]

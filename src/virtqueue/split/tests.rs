@@ -1,21 +1,12 @@
 #![forbid(unsafe_code)]
 
 use crate::memory::AreaError;
-use crate::testing::{BUFFERS, Buffer, FakeDriver, Frame, RINGS};
+use crate::testing::{BUFFERS, FakeDriver, Frame, RINGS};
 use crate::virtio_net::VIRTIO_F_EVENT_IDX;
 use crate::virtqueue::{Ring, SplitRing, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
+use super::super::notify::tests::calls_for;
 use super::event_passed;
-
-/// Sends `count` frames and dequeues them in one burst; the calls that this made.
-fn calls_for(driver: &mut FakeDriver, count: usize) -> u64 {
-    for _ in 0..count {
-        driver.send(&Frame::new(64, 1));
-    }
-    assert_eq!(driver.dequeue(count).len(), count);
-    driver.used();
-    driver.calls()
-}
 
 fn split(driver: &mut FakeDriver) -> &mut SplitRing {
     SplitRing::of(&mut driver.virtqueue().ring).unwrap()
@@ -46,89 +37,6 @@ fn an_event_index_is_passed_across_the_wrap() {
     assert!(event_passed(0xffff, 2, 0xfffe));
     assert!(event_passed(0, 1, 0xffff));
     assert!(!event_passed(2, 2, 0xfffe));
-}
-
-#[test]
-fn a_burst_calls_at_most_once() {
-    let mut driver = FakeDriver::split(256).with_calls();
-    assert_eq!(calls_for(&mut driver, 1), 1);
-    assert_eq!(calls_for(&mut driver, 200), 1);
-    assert_eq!(driver.counted(|c| &c.guest_notifications), 2);
-}
-
-#[test]
-fn a_burst_that_used_nothing_does_not_call() {
-    let mut driver = FakeDriver::split(8).with_calls();
-    assert_eq!(driver.dequeue(32), []);
-    assert_eq!(driver.enqueue(&[Frame::new(64, 1)]), 0);
-    assert_eq!(driver.calls(), 0);
-}
-
-#[test]
-fn a_burst_of_nothing_but_dropped_chains_calls() {
-    let mut driver = FakeDriver::split(8).with_calls();
-    driver.offer(&[Buffer::readable(3)]);
-    assert_eq!(driver.dequeue(32), []);
-    assert_eq!(driver.calls(), 1);
-}
-
-#[test]
-fn an_enqueue_burst_calls_once() {
-    let mut driver = FakeDriver::split(8).with_calls();
-    for _ in 0..3 {
-        driver.offer(&[Buffer::writable(100)]);
-    }
-    let frames = [1, 2, 3].map(|seed| Frame::new(64, seed));
-    assert_eq!(driver.enqueue(&frames), 3);
-    assert_eq!(driver.calls(), 1);
-    assert_eq!(driver.counted(|c| &c.guest_notifications), 1);
-}
-
-#[test]
-fn no_call_is_made_while_the_driver_does_not_want_any() {
-    let mut driver = FakeDriver::split(256).with_calls();
-    driver.set_flags(VRING_AVAIL_F_NO_INTERRUPT);
-    assert_eq!(calls_for(&mut driver, 5), 0);
-    driver.set_flags(0);
-    assert_eq!(calls_for(&mut driver, 5), 1);
-    assert_eq!(driver.counted(|c| &c.guest_notifications), 1);
-}
-
-#[test]
-fn without_a_call_fd_nothing_is_counted_as_a_call() {
-    let mut driver = FakeDriver::split(8);
-    driver.send(&Frame::new(64, 1));
-    assert_eq!(driver.dequeue(1).len(), 1);
-    assert_eq!(driver.counted(|c| &c.guest_notifications), 0);
-}
-
-#[test]
-fn the_first_call_after_a_start_is_made_whatever_the_event_index() {
-    let mut driver = with_event_index();
-    driver.call_after(0x8000);
-    assert_eq!(calls_for(&mut driver, 1), 1);
-    assert_eq!(calls_for(&mut driver, 1), 0);
-    driver.stop();
-    assert_eq!(calls_for(&mut driver, 1), 1);
-    assert_eq!(calls_for(&mut driver, 1), 0);
-}
-
-#[test]
-fn a_call_is_made_when_the_event_index_is_used() {
-    let mut driver = with_event_index();
-    calls_for(&mut driver, 1);
-    driver.call_after(5); // when the sixth chain is used
-    assert_eq!(calls_for(&mut driver, 4), 0);
-    assert_eq!(calls_for(&mut driver, 1), 1);
-    assert_eq!(calls_for(&mut driver, 10), 0);
-}
-
-#[test]
-fn an_event_index_in_the_middle_of_a_burst_calls_once() {
-    let mut driver = with_event_index();
-    calls_for(&mut driver, 1);
-    driver.call_after(20);
-    assert_eq!(calls_for(&mut driver, 100), 1);
 }
 
 #[test]
