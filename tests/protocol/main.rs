@@ -4,6 +4,8 @@
 
 mod fuzz;
 mod life;
+// Linked with DPDK, the driver's constructor may take the logger's place first.
+#[cfg(not(feature = "dpdk"))]
 mod log;
 mod memory;
 mod port;
