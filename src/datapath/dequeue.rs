@@ -3,7 +3,7 @@
 
 use super::copy::{Room, Slots, copy_in};
 use super::counters::add;
-use super::{PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
+use super::{IN_ORDER, PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
 use crate::memory::{Cursor, GuestRange};
 use crate::virtqueue::{
     Chain, Notified, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
@@ -68,7 +68,9 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         let sources = sources.as_slice();
         let found = sources.len();
         if let Some(first) = sources.first() {
-            run.prefetch_used(count(found));
+            if F & IN_ORDER == 0 {
+                run.prefetch_used(count(found));
+            }
             let packets = out.get_mut(received..received + found).unwrap_or_default();
             if !pool.allocate(packets) {
                 add(&counters.mbuf_alloc_failed, found as u64);
@@ -84,10 +86,16 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
                 pool.finish(packet, len);
                 tally.add(len, packet.plain().unwrap_or_default());
             }
-            for (nth, source) in (0..).zip(sources).skip(1) {
-                run.put_used(nth, source.id, 0);
+            if F & IN_ORDER != 0 {
+                let last = sources.last().unwrap_or(first);
+                ring.push_batch(last.id, count(found));
+                ring.take(count(found));
+            } else {
+                for (nth, source) in (0..).zip(sources).skip(1) {
+                    run.put_used(nth, source.id, 0);
+                }
+                ring.end_run(count(found), first.id, 0);
             }
-            ring.end_run(count(found), first.id, 0);
             received += found;
         }
         if found == usize::from(wanted) {
@@ -100,8 +108,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         let walked = match look::<R, F>(ring, chain, &mut cursor, longest, counters) {
             Look::Nothing => break,
             Look::Dropped { id, slots } => {
-                ring.push_used(id, slots, 0);
-                ring.take(slots);
+                give_back::<R, F>(ring, id, slots);
                 continue;
             }
             Look::Frame(walked) => walked,
@@ -114,8 +121,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             break;
         }
         let complete = copy_frame::<P, F>(chain, &mut cursor, pool, packet);
-        ring.push_used(walked.id, walked.slots, 0);
-        ring.take(walked.slots);
+        give_back::<R, F>(ring, walked.id, walked.slots);
         if !complete {
             // The pool is dry; another long frame would be copied in vain too.
             add(&counters.mbuf_alloc_failed, 1);
@@ -167,6 +173,17 @@ fn gather<'m, R: Run, const F: u32>(
             id,
         });
     }
+}
+
+/// Takes a chain and gives it back; nothing is ever written to it.
+#[inline(always)]
+fn give_back<R: Ring, const F: u32>(ring: &mut R, id: u16, slots: u16) {
+    if F & IN_ORDER != 0 {
+        ring.push_batch(id, slots);
+    } else {
+        ring.push_used(id, slots, 0);
+    }
+    ring.take(slots);
 }
 
 /// The general body: walks the chain at the front of the ring, whatever it looks like.

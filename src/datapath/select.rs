@@ -3,8 +3,10 @@
 
 use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
-use super::{HEADER_12, MERGEABLE, PacketPool, QueueCounters, Release};
-use crate::virtio_net::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
+use super::{HEADER_12, IN_ORDER, MERGEABLE, PacketPool, QueueCounters, Release};
+use crate::virtio_net::{
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF,
+};
 use crate::virtqueue::{Layout, PackedRing, Ring, SplitRing, Virtqueue};
 
 /// Takes packets out of a virtqueue: how many of the array were filled.
@@ -27,6 +29,10 @@ fn flags(features: u64) -> u32 {
     if mergeable {
         flags |= MERGEABLE;
     }
+    // No driver has the one without the other; if one did, entry by entry is right too.
+    if header_12 && has(VIRTIO_F_IN_ORDER) {
+        flags |= IN_ORDER;
+    }
     flags
 }
 
@@ -38,10 +44,14 @@ pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
     }
 }
 
+/// Both of these.
+const IN_ORDER_12: u32 = IN_ORDER | HEADER_12;
+
 fn dequeue<R: Ring, P: PacketPool>(features: u64) -> DequeueBurst<P> {
     // Mergeable buffers only matter on the way to the guest.
-    match flags(features) & HEADER_12 {
+    match flags(features) & (HEADER_12 | IN_ORDER) {
         0 => dequeue_burst::<R, P, 0>,
+        IN_ORDER_12 => dequeue_burst::<R, P, IN_ORDER_12>,
         _ => dequeue_burst::<R, P, HEADER_12>,
     }
 }
@@ -55,7 +65,8 @@ pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
 }
 
 fn enqueue<R: Ring, P: Release>(features: u64) -> EnqueueBurst<P> {
-    match flags(features) {
+    // Used entries that way have lengths, so each chain needs its own.
+    match flags(features) & (HEADER_12 | MERGEABLE) {
         0 => enqueue_burst::<R, P, 0>,
         HEADER_12 => enqueue_burst::<R, P, HEADER_12>,
         _ => enqueue_burst::<R, P, { HEADER_12 | MERGEABLE }>,
