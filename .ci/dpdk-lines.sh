@@ -7,9 +7,29 @@
 # No chroot: the packages are fetched with the machine's own apt and mirror, in an apt world of
 # their own, and unpacked below target/dpdk-lines. A second run finds them there.
 # DPDK_LINES_MIRROR names another Debian mirror than the machine's.
+#
+# The last line is `N passed, N failed`; a line whose packages cannot be had is SKIPPED.
 set -eu
 
 cd "$(dirname "$0")/.."
+# Each line is checked by a process of its own, which ends at the first thing that fails.
+if [ "${1:-}" != --only ]; then
+    passed=0 failed=0
+    for line in ${*:-24.11 25.11}; do
+        status=0
+        .ci/dpdk-lines.sh --only "$line" || status=$?
+        case $status in
+            0) passed=$((passed + 1)) ;;
+            77) echo "SKIPPED DPDK $line: its packages cannot be fetched here" ;;
+            *) failed=$((failed + 1)) ;;
+        esac
+    done
+    echo "$passed passed, $failed failed"
+    [ "$failed" = 0 ]
+    exit
+fi
+shift
+
 top=$PWD/target/dpdk-lines
 triplet=x86_64-linux-gnu
 
@@ -49,14 +69,15 @@ EOF
     export APT_CONFIG="$world/apt.conf"
 }
 
-unpack() {
+# Fails when there is no network, or the mirror has no such suite.
+fetch() {
     from=$(mirror)
     if [ -z "$from" ]; then
         echo "no Debian mirror in this machine's apt sources; set DPDK_LINES_MIRROR" >&2
-        exit 1
+        return 1
     fi
     apt_world
-    apt-get -qq update
+    apt-get -qq update || return 1
     # dpdk-dev depends on every DPDK library its programs use; libdpdk-dev on the rest.
     libraries=$(apt-cache depends --no-recommends --no-suggests dpdk-dev libdpdk-dev |
         sed -n 's/^ *Depends: \(librte-[a-z0-9-]*\)$/\1/p' | sort -u)
@@ -64,11 +85,14 @@ unpack() {
         libraries="$libraries librte-$extra$abi"
     done
     # shellcheck disable=SC2086 # a list of names
-    apt-get -qq -y --download-only install $libraries
+    apt-get -qq -y --download-only install $libraries || return 1
     # Headers and programs without what they depend on, except libbsd, which DPDK's headers include.
-    (cd "$world/archives" && apt-get -qq download dpdk-dev libdpdk-dev libbsd-dev libmd-dev)
+    (cd "$world/archives" && apt-get -qq download dpdk-dev libdpdk-dev libbsd-dev libmd-dev) ||
+        return 1
     unset APT_CONFIG
+}
 
+unpack() {
     rm -rf "$root"
     mkdir -p "$root/usr/bin" "$root/usr/sbin" "$root/usr/lib" "$root/usr/lib64"
     for directory in bin sbin lib lib64; do
@@ -103,20 +127,23 @@ check() {
     esac
     world=$top/$line.apt
     root=$top/$line
-    [ -e "$root/.complete" ] || unpack
+    if [ ! -e "$root/.complete" ]; then
+        fetch || exit 77
+        unpack
+    fi
 
     export PKG_CONFIG_SYSROOT_DIR="$root"
     export PKG_CONFIG_LIBDIR="$root/usr/lib/$triplet/pkgconfig:$root/usr/share/pkgconfig"
     echo "== DPDK $(pkg-config --modversion libdpdk)"
-    cargo clippy --target-dir "$top/build-$line" --lib -- -D warnings
+    cargo clippy --target-dir "$top/build" --lib -- -D warnings
     # Layouts are asserted by compiling, symbols by linking without leave for undefined ones.
-    cargo rustc --target-dir "$top/build-$line" --lib --crate-type cdylib -- \
+    cargo rustc --target-dir "$top/build" --lib --crate-type cdylib -- \
         -C link-arg=-Wl,--no-undefined
     unset PKG_CONFIG_SYSROOT_DIR PKG_CONFIG_LIBDIR
 
     plugin=$top/plugin-$line
     mkdir -p "$plugin"
-    cp "$top/build-$line/debug/librte_net_vhost.so" "$plugin/librte_net_vhost.so.$abi"
+    cp "$top/build/debug/librte_net_vhost.so" "$plugin/librte_net_vhost.so.$abi"
     nm -D --defined-only "$plugin/librte_net_vhost.so.$abi" >"$plugin/symbols"
     for function in rte_eth_vhost_get_queue_event rte_eth_vhost_get_vid_from_port_id; do
         grep -q " $function@@DPDK_$abi\$" "$plugin/symbols"
@@ -142,10 +169,10 @@ testpmd() {
         -- --total-num-mbufs 4096 "$@" >"$plugin/$role.log" 2>&1
 }
 
-# Waits for a file, at most 20 s.
-appears() {
+# Waits until a command succeeds, at most 20 s.
+eventually() {
     tries=0
-    until [ -e "$1" ] || [ "$tries" -ge 200 ]; do
+    until "$@" || [ "$tries" -ge 200 ]; do
         tries=$((tries + 1))
         sleep 0.1
     done
@@ -153,15 +180,17 @@ appears() {
 
 traffic() {
     socket=$top/$line.sock
-    rm -f "$socket" "$plugin/done"
+    rm -f "$socket" "$plugin/done" "$plugin/"*.log
     {
-        appears "$plugin/done"
+        eventually [ -e "$plugin/done" ]
         printf '%s\n' stop 'show port info 0' 'show port xstats 0' 'port stop 0' 'port close 0' quit
     } | testpmd backend 0 vhost "net_vhost0,iface=$socket" -i --auto-start &
     backend=$!
-    appears "$socket"
+    eventually [ -e "$socket" ]
     {
         echo 'start tx_first'
+        # Its own output is buffered, but the driver's messages are not.
+        eventually grep -qs 'link up' "$plugin/backend.log"
         sleep 3
         printf '%s\n' stop quit
     } | testpmd frontend 1 virtio "net_virtio_user0,path=$socket" -i ||
@@ -181,6 +210,4 @@ traffic() {
     echo "== testpmd $line: $received packets received, $sent sent"
 }
 
-for line in ${*:-24.11 25.11}; do
-    check "$line"
-done
+check "$1"

@@ -68,7 +68,9 @@ byte_by_byte(void)
 static void
 unknown_messages(void)
 {
-	static const uint32_t requests[] = {0, 23, 26, 41, 60, 255, 65536, UINT32_MAX};
+	static const uint32_t requests[] = {0,  SET_LOG_BASE, 22, 23, 24, 25, 26, 27, 28, 29,
+					    30, 31, 32, 33, 34, 35, 41, 42, 43, 44,
+					    60, 255, 65536, UINT32_MAX};
 
 	REQUIRE(begin(), "no port");
 	for (unsigned int i = 0; i < RTE_DIM(requests); i++) {

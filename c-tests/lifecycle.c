@@ -200,6 +200,7 @@ static void
 answers_without_a_frontend(void)
 {
 	struct rte_mbuf *mbuf = rte_pktmbuf_alloc(pool), *sent = mbuf, *received = NULL;
+	struct rte_ether_addr address = {{2, 0, 0, 0, 0, 7}}, seen;
 	struct rte_power_monitor_cond condition;
 	struct rte_eth_stats stats;
 	uint16_t port = attach(socket_path("alone"), 1);
@@ -213,11 +214,67 @@ answers_without_a_frontend(void)
 	CHECK(rte_eth_rx_burst(port, 0, &received, 1) == 0, "received from nobody");
 	CHECK(rte_eth_rx_queue_count(port, 0) == 0, "something waits");
 	CHECK(rte_eth_tx_done_cleanup(port, 0, 0) == 0, "tx_done_cleanup");
+	if (!plugin_is_stock())
+		CHECK(rte_eth_dev_default_mac_addr_set(port, &address) == 0 &&
+			      rte_eth_macaddr_get(port, &seen) == 0 &&
+			      rte_is_same_ether_addr(&seen, &address),
+		      "the address stays");
 	CHECK(rte_eth_get_monitor_addr(port, 0, &condition) == -EINVAL, "monitor address");
 	CHECK(rte_eth_stats_get(port, &stats) == 0, "stats");
 	CHECK(stats.opackets == 0 && stats.oerrors == 0 && stats.ipackets == 0,
 	      "a burst without a frontend was counted");
 	rte_pktmbuf_free(mbuf);
+}
+
+/* The lines of the dump, in the order of DPDK's own driver; newer ones may stand behind. */
+static void
+dump_tells_the_state(void)
+{
+	static const char *const names[] = {
+		"iface_name", "flags",   "disable_flags", "features",   "max_queues", "vid",
+		"started",    "dev_attached", "vlan_strip",    "rx_sw_csum", "tx_sw_csum"};
+	uint16_t port = attach(socket_path("dump"), 3);
+	char text[4096] = "", *line = text;
+	FILE *file = fmemopen(text, sizeof(text), "w");
+
+	if (beyond_stock())
+		return;
+	REQUIRE(port != NO_PORT && file != NULL, "probe failed");
+	CHECK(rte_eth_dev_priv_dump(port, file) == 0, "dump");
+	fclose(file);
+	CHECK(strstr(text, socket_path("dump")) != NULL, "no path in: %s", text);
+	CHECK(strstr(text, "max_queues: 3\n") != NULL && strstr(text, "vid: -1\n") != NULL, "%s",
+	      text);
+	for (unsigned int i = 0; i < RTE_DIM(names); i++) {
+		size_t length = strlen(names[i]);
+
+		CHECK(strncmp(line, names[i], length) == 0 && strncmp(line + length, ": ", 2) == 0,
+		      "no %s in: %s", names[i], line);
+		line = strchr(line, '\n');
+		REQUIRE(line != NULL, "the dump ends at %s", names[i]);
+		line++;
+	}
+}
+
+static int
+note_new_port(uint16_t port, enum rte_eth_event_type type, void *seen, void *answer)
+{
+	(void)answer;
+	if (type == RTE_ETH_EVENT_NEW)
+		*(uint16_t *)seen = port;
+	return 0;
+}
+
+static void
+new_port_is_announced(void)
+{
+	uint16_t seen = NO_PORT, port;
+
+	CHECK(rte_eth_dev_callback_register(RTE_ETH_ALL, RTE_ETH_EVENT_NEW, note_new_port, &seen) == 0,
+	      "callback");
+	port = attach(socket_path("new"), 1);
+	CHECK(port != NO_PORT && seen == port, "port %u, announced %u", port, seen);
+	rte_eth_dev_callback_unregister(RTE_ETH_ALL, RTE_ETH_EVENT_NEW, note_new_port, &seen);
 }
 
 /* One turn of a whole life; for the leak checks. */
@@ -289,6 +346,8 @@ main(void)
 	run_case("a port can be closed before configure", close_before_configure, 5);
 	run_case("128 queue pairs start", most_queues, 5);
 	run_case("the MTU can be set", mtu, 5);
+	run_case("a dump tells the state", dump_tells_the_state, 10);
+	run_case("a new port is announced", new_port_is_announced, 10);
 	run_case("every call answers without a frontend", answers_without_a_frontend, 5);
 	run_case("200 lives leave nothing behind", nothing_leaks_alone, 30);
 	run_case("lives with a frontend leave nothing behind", nothing_leaks_connected, 30);

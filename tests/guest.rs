@@ -5,19 +5,7 @@ mod common;
 
 use std::fs;
 
-use common::{Backend, Driver, Guest, Image, Lab, Machine, NoImage, Outcome, Testpmd, skip};
-
-/// The guest's files, or the test is to be skipped.
-fn image(test: &str, lab: &Lab) -> Outcome<Option<Image>> {
-    match Image::make(lab) {
-        Ok(image) => Ok(Some(image)),
-        Err(NoImage::Unavailable(reason)) => {
-            skip(test, &reason);
-            Ok(None)
-        }
-        Err(NoImage::Failed(reason)) => Err(reason.into()),
-    }
-}
+use common::{Backend, Driver, Guest, Image, Lab, Machine, Outcome, Testpmd};
 
 /// Starts the port, and lets testpmd answer ARP and pings.
 fn answering(lab: &Lab, backend: &Backend) -> Outcome<Testpmd> {
@@ -38,7 +26,7 @@ fn connected(lab: &Lab, image: &Image, machine: &Machine, back: &mut Testpmd) ->
 
 /// QEMU leaves the socket of its monitor when it is killed.
 fn after_a_kill(lab: &Lab) {
-    let _ = fs::remove_file(lab.path("qmp"));
+    let _ = fs::remove_file(lab.path("qemu.qmp"));
 }
 
 /// A way to run one queue: what the NIC offers, and what the guest's driver makes of it.
@@ -55,7 +43,7 @@ const VERSION_1: usize = 32;
 
 fn pings_with(test: &str, ring: &Ring) -> Outcome {
     let lab = Lab::new(test)?;
-    let Some(image) = image(test, &lab)? else {
+    let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
     let driver = Driver::under_test()?;
@@ -115,7 +103,7 @@ fn a_guest_of_virtio_0_9_5_pings() -> Outcome {
 fn a_guest_pings_with_frames_of_9000_bytes() -> Outcome {
     let test = "guest-jumbo";
     let lab = Lab::new(test)?;
-    let Some(image) = image(test, &lab)? else {
+    let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
     let driver = Driver::under_test()?;
@@ -141,7 +129,7 @@ fn a_guest_pings_with_frames_of_9000_bytes() -> Outcome {
 fn a_guest_with_2_queues_pings_from_both_processors() -> Outcome {
     let test = "guest-2-queues";
     let lab = Lab::new(test)?;
-    let Some(image) = image(test, &lab)? else {
+    let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
     let driver = Driver::under_test()?;
@@ -176,7 +164,7 @@ fn a_guest_with_2_queues_pings_from_both_processors() -> Outcome {
 fn the_port_survives_what_a_guest_does_to_its_driver() -> Outcome {
     let test = "guest-life";
     let lab = Lab::new(test)?;
-    let Some(image) = image(test, &lab)? else {
+    let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
     let driver = Driver::under_test()?;
@@ -232,7 +220,7 @@ fn the_port_survives_what_a_guest_does_to_its_driver() -> Outcome {
 fn a_guest_goes_on_when_the_listening_backend_was_restarted() -> Outcome {
     let test = "guest-server-restart";
     let lab = Lab::new(test)?;
-    let Some(image) = image(test, &lab)? else {
+    let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
     let driver = Driver::under_test()?;
@@ -257,7 +245,7 @@ fn a_guest_goes_on_when_the_listening_backend_was_restarted() -> Outcome {
 fn a_guest_goes_on_when_the_client_was_killed_and_started_again() -> Outcome {
     let test = "guest-client-restart";
     let lab = Lab::new(test)?;
-    let Some(image) = image(test, &lab)? else {
+    let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
     let driver = Driver::under_test()?;
@@ -277,6 +265,47 @@ fn a_guest_goes_on_when_the_client_was_killed_and_started_again() -> Outcome {
     let back = answering(&lab, &backend)?;
     guest.reach_the_backend()?;
     guest.ping(20, 1472)?;
+    guest.quit()?;
+    back.quit()?;
+    lab.finish()
+}
+
+/// QEMU refuses a backend that lacks a feature which its guest has accepted from another one.
+const NO_OFFLOADS: &str = ",csum=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,\
+    guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off";
+
+#[test]
+fn a_guest_goes_on_when_its_backend_is_swapped_for_ours_and_back() -> Outcome {
+    let test = "guest-swap";
+    let Some(ours) = common::ours_only(test)? else {
+        return Ok(());
+    };
+    let lab = Lab::new(test)?;
+    let Some(image) = Image::for_test(test, &lab)? else {
+        return Ok(());
+    };
+    let machine = Machine {
+        socket: ",server=on",
+        nic: NO_OFFLOADS,
+        ..Machine::PLAIN
+    };
+    let mut guest = Guest::spawn(&lab, &image, &machine)?;
+    lab.wait_for_file(&lab.path("s"))?;
+    let mut back = answering(&lab, &Backend::client(&Driver::Stock, 1))?;
+    guest.wait_for_boot()?;
+    guest.reach_the_backend()?;
+    // Both directions are busy when the backend goes.
+    guest.run("{ ping -q -i 0.002 10.0.0.1 >/dev/null & }")?;
+    for driver in [&ours, &Driver::Stock, &ours] {
+        back.quit()?;
+        back = answering(&lab, &Backend::client(driver, 1))?;
+        back.wait_for_link(0, true)?;
+        guest.reach_the_backend()?;
+        for size in [8, 64, 1472] {
+            guest.ping(50, size)?;
+        }
+    }
+    println!("negotiated {:?}", guest.features("eth0")?);
     guest.quit()?;
     back.quit()?;
     lab.finish()

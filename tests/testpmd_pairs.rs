@@ -252,29 +252,6 @@ fn a_killed_client_is_replaced_under_the_same_frontend() -> Outcome {
 }
 
 #[test]
-fn our_client_and_the_distributions_take_over_from_each_other() -> Outcome {
-    let Some(ours) =
-        common::ours_only("our_client_and_the_distributions_take_over_from_each_other")?
-    else {
-        return Ok(());
-    };
-    let lab = Lab::new("takeover")?;
-    let (mut back, mut front) = pair(&lab, &Backend::client(&ours, 1), &Frontend::server(1))?;
-    forward(&mut back, &mut front)?;
-    back.wait_for_packets(0, PortStats::default(), MANY)?;
-    for driver in [Driver::Stock, ours] {
-        back.quit()?;
-        back = Backend::client(&driver, 1).start(&lab)?;
-        back.wait_for_link(0, true)?;
-        back.run("start tx_first 4")?;
-        back.wait_for_packets(0, PortStats::default(), MANY)?;
-    }
-    front.quit()?;
-    back.quit()?;
-    lab.finish()
-}
-
-#[test]
 fn a_stopped_port_moves_nothing_and_goes_on_after_its_start() -> Outcome {
     let lab = Lab::new("stop-start")?;
     let driver = Driver::under_test()?;

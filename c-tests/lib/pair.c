@@ -87,9 +87,9 @@ pair_open_frontend(struct pair *pair)
 	/* virtio-user writes to its socket also when the backend has left. */
 	signal(SIGPIPE, SIG_IGN);
 	pair->frontend = vdev_attach(FRONTEND,
-				     "path=%s,mac=02:00:00:00:00:01,queues=%u,queue_size=%u,packed_vq=0,"
+				     "path=%s,mac=02:00:00:00:00:01,queues=%u,queue_size=%u,packed_vq=%d,"
 				     "mrg_rxbuf=%d,in_order=%d,vectorized=%d%s",
-				     pair->path, options->queues, options->ring_size,
+				     pair->path, options->queues, options->ring_size, options->packed,
 				     !options->no_mergeable, options->in_order, options->vectorized,
 				     options->backend_connects ? ",server=1" : "");
 	if (!CHECK(pair->frontend != NO_PORT, "no virtio-user port"))

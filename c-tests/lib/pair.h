@@ -11,7 +11,7 @@
 struct pair_options {
 	uint16_t queues;          /* 0 stands for 1 */
 	uint16_t ring_size;       /* 0 stands for 256 */
-	bool no_mergeable, in_order, vectorized;
+	bool packed, no_mergeable, in_order, vectorized;
 	bool backend_connects;    /* client=1: the frontend listens */
 	const char *devargs;      /* more of them for the backend, such as ",tso=1" */
 	uint64_t rx_offloads, tx_offloads; /* of the backend */

@@ -55,7 +55,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
     let longest = if pool.chains() {
         MAX_FRAME
     } else {
-        room as u64
+        pool.longest_segment() as u64
     };
     let mut received = 0;
     chain.begin_burst();
@@ -120,7 +120,19 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             add(&counters.mbuf_alloc_failed, 1);
             break;
         }
-        let complete = copy_frame::<P, F>(chain, &mut cursor, pool, packet);
+        let len = walked.bytes - header_len(F) as u64;
+        let large = len > room as u64 && copy_large::<P, F>(chain, &mut cursor, pool, packet, len);
+        if !large && len > room as u64 && !pool.chains() {
+            // No large buffer is left. Others behind it may fit, and if all buffers lie in a ring
+            // that only more packets move on, it would wait for itself.
+            pool.finish(packet, 0);
+            pool.release(std::slice::from_ref(packet));
+            add(&counters.mbuf_alloc_failed, 1);
+            add(&counters.drop_no_mbuf, 1);
+            give_back::<R, F>(ring, walked.id, walked.slots);
+            continue;
+        }
+        let complete = large || copy_frame::<P, F>(chain, &mut cursor, pool, packet);
         give_back::<R, F>(ring, walked.id, walked.slots);
         if !complete {
             // The pool is dry; another long frame would be copied in vain too.
@@ -217,6 +229,37 @@ fn look<R: Ring, const F: u32>(
         id: walked.id,
         slots: walked.slots,
     }
+}
+
+/// Copies the frame of `len` bytes in `chain` to `packet` with a large buffer; whether there was one.
+#[inline(never)]
+fn copy_large<P: PacketPool, const F: u32>(
+    chain: &Chain,
+    cursor: &mut Cursor<'_>,
+    pool: &mut P,
+    packet: &mut P::Packet,
+    len: u64,
+) -> bool {
+    #[allow(clippy::cast_possible_truncation, reason = "a frame ends at MAX_FRAME")]
+    let Some(mut room) = pool.large(packet, len as usize) else {
+        return false;
+    };
+    let mut filled = 0;
+    let mut skip = header_len(F);
+    for segment in chain.segments() {
+        let Some(bytes) = cursor.whole(segment.addr, segment.len as usize) else {
+            // It was there in the walk, and the table does not change.
+            break;
+        };
+        let header_part = skip.min(bytes.len());
+        skip -= header_part;
+        let copied = copy_in(room, bytes.after(header_part));
+        room = room.get_mut(copied..).unwrap_or_default();
+        filled += copied;
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "a frame ends at MAX_FRAME")]
+    pool.finish_large(packet, filled as u32);
+    true
 }
 
 /// Copies the frame in `chain` to `packet`, which is fresh, and to as many more as it takes. False

@@ -62,6 +62,28 @@ pub trait PacketPool: Release {
     /// Makes a fresh packet one of `len` bytes, which are written by now.
     fn finish(&self, packet: &mut Self::Packet, len: u32);
 
+    /// The longest frame that can be one segment: more than [`room`](Self::room) when there are large
+    /// buffers.
+    fn longest_segment(&self) -> usize {
+        self.room()
+    }
+
+    /// Gives a fresh packet a large buffer, with room for a frame of `len` bytes, which are then
+    /// written there. `None` when there are none, or not so large, or all are in use.
+    fn large<'p>(
+        &mut self,
+        packet: &'p mut Self::Packet,
+        len: usize,
+    ) -> Option<&'p mut [MaybeUninit<u8>]> {
+        let _ = (packet, len);
+        None
+    }
+
+    /// As [`finish`](Self::finish) for a packet with a large buffer.
+    fn finish_large(&self, packet: &mut Self::Packet, len: u32) {
+        self.finish(packet, len);
+    }
+
     /// Appends the fresh packet `segment` with `len` bytes written to the finished packet `head`,
     /// whose last segment is `last`.
     fn append(

@@ -42,6 +42,28 @@ pub fn socket_id() -> c_int {
     unsafe { rte_socket_id() }.cast_signed()
 }
 
+/// The memory node of the page at `address`; `None` when it is not there, or the kernel does not
+/// tell. Nothing is brought in for that.
+pub fn node_of<T>(address: *const T) -> Option<c_int> {
+    let pages = [address];
+    let mut node: c_int = -1;
+    let no_move = core::ptr::null::<c_int>();
+    // SAFETY: asks about one page of this process: an array of one address, no nodes to move to, and
+    // one place for the answer. The address itself is only looked up.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            pages.len(),
+            pages.as_ptr(),
+            no_move,
+            &raw mut node,
+            0,
+        )
+    };
+    (result == 0 && node >= 0).then_some(node)
+}
+
 /// No preference for a memory node.
 pub const ANY_SOCKET: c_int = SOCKET_ID_ANY;
 
@@ -107,6 +129,15 @@ mod tests {
         let address = thread_local_address!("per_lcore__rte_errno").cast::<c_int>();
         // SAFETY: this thread's own variable.
         assert_eq!(unsafe { address.read() }, libc::ENOTSUP);
+    }
+
+    #[test]
+    fn a_page_that_is_not_mapped_has_no_node() {
+        assert_eq!(node_of(core::ptr::null::<u8>()), None);
+
+        // Where the kernel tells (a sandbox may forbid it), this thread's stack has one.
+        let here = 0_u8;
+        assert!(node_of(&raw const here).is_none_or(|node| node < 1024));
     }
 
     #[test]

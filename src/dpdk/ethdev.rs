@@ -2,12 +2,13 @@
 
 use core::ffi::{CStr, c_int, c_void};
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU16, AtomicU64, Ordering};
 
 use super::abi::{
-    Burst, RxQueueCount, eth_dev_ops, rte_device, rte_eth_dev, rte_eth_dev_allocate,
-    rte_eth_dev_allocated, rte_eth_dev_attach_secondary, rte_eth_dev_callback_process,
-    rte_eth_dev_data, rte_eth_dev_probing_finish, rte_eth_dev_release_port, rte_eth_devices,
+    Burst, DescriptorStatus, RxQueueCount, eth_dev_ops, rte_device, rte_eth_dev,
+    rte_eth_dev_allocate, rte_eth_dev_allocated, rte_eth_dev_attach_secondary,
+    rte_eth_dev_callback_process, rte_eth_dev_data, rte_eth_dev_probing_finish,
+    rte_eth_dev_release_port, rte_eth_devices,
 };
 use super::sys::{
     RTE_ETH_DEV_AUTOFILL_QUEUE_XSTATS, RTE_ETH_DEV_INTR_LSC, RTE_ETH_EVENT_INTR_LSC,
@@ -312,6 +313,14 @@ impl EthDev {
         unsafe { (*self.data()).numa_node }
     }
 
+    /// Changes what [`EthDev::numa_node`] tells.
+    pub fn set_numa_node(self, node: c_int) {
+        // SAFETY: `data` of a live port.
+        let field = unsafe { &raw mut (*self.data()).numa_node };
+        // SAFETY: aligned, lives as long as the port; the application may read it at any time.
+        unsafe { AtomicI32::from_ptr(field) }.store(node, Ordering::Relaxed);
+    }
+
     /// Between a successful start and the next stop.
     pub fn is_started(self) -> bool {
         // SAFETY: `data` of a live port.
@@ -384,6 +393,8 @@ impl EthDev {
         dev.rx_pkt_burst = functions.rx_burst;
         dev.tx_pkt_burst = functions.tx_burst;
         dev.rx_queue_count = functions.rx_queue_count;
+        dev.rx_descriptor_status = functions.rx_descriptor_status;
+        dev.tx_descriptor_status = functions.tx_descriptor_status;
         dev.dev_ops = functions.ops;
         let Some(shared) = shared else { return };
         // SAFETY: `data` of a live port, which no other process uses before `probing_finish`.
@@ -431,6 +442,10 @@ pub struct Functions {
     pub tx_burst: Burst,
     /// Counts buffers that wait in an rx queue; `None` in a secondary.
     pub rx_queue_count: RxQueueCount,
+    /// What became of a descriptor of an rx queue; `None` in a secondary.
+    pub rx_descriptor_status: DescriptorStatus,
+    /// The same for a tx queue.
+    pub tx_descriptor_status: DescriptorStatus,
 }
 
 /// The values of a fresh port that all processes share.

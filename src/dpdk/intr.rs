@@ -2,11 +2,14 @@
 //!
 //! Applications get the epoll fds from ethdev before any frontend is there, and they stay the same
 //! while frontends come and go; the kick eventfd of the connection is added to them and removed.
+//! Beside it stands an eventfd of our own, for wake-ups that no kick brings.
 
 use core::ffi::c_int;
 use core::ptr::NonNull;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::sys::{
     RTE_INTR_HANDLE_VDEV, RTE_INTR_INSTANCE_F_PRIVATE, RTE_INTR_VEC_RXTX_OFFSET,
@@ -20,8 +23,51 @@ use super::sys::{
 #[derive(Debug)]
 pub struct RxInterrupts {
     handle: NonNull<rte_intr_handle>,
-    queues: Vec<OwnedFd>,
+    queues: Vec<Queue>,
 }
+
+/// What the waiters of one queue wait for.
+#[derive(Debug)]
+struct Queue {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+}
+
+impl Queue {
+    fn new() -> io::Result<Self> {
+        let queue = Self {
+            epoll: epoll()?,
+            wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+        };
+        queue.control(libc::EPOLL_CTL_ADD, queue.wake.as_fd(), Some(READABLE))?;
+        Ok(queue)
+    }
+
+    fn control(
+        &self,
+        operation: c_int,
+        fd: BorrowedFd<'_>,
+        event: Option<libc::epoll_event>,
+    ) -> io::Result<()> {
+        let mut event = event;
+        let event = event
+            .as_mut()
+            .map_or(core::ptr::null_mut(), |event| &raw mut *event);
+        // SAFETY: two open fds; `event` is null or a whole event of this function.
+        let result =
+            unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), operation, fd.as_raw_fd(), event) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+const READABLE: libc::epoll_event = libc::epoll_event {
+    events: libc::EPOLLIN as u32,
+    u64: 0,
+};
 
 // SAFETY: the handle is only changed by `new` and `drop`, which have it alone.
 unsafe impl Send for RxInterrupts {}
@@ -37,7 +83,7 @@ impl RxInterrupts {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let queues = (0..count)
-            .map(|_| epoll())
+            .map(|_| Queue::new())
             .collect::<io::Result<Vec<_>>>()?;
         // SAFETY: no condition.
         let handle = unsafe { rte_intr_instance_alloc(RTE_INTR_INSTANCE_F_PRIVATE) };
@@ -56,7 +102,7 @@ impl RxInterrupts {
             // SAFETY: our live handle, with a list of `count` vectors.
             check(unsafe { rte_intr_vec_list_index_set(handle, index, vector) })?;
             // SAFETY: our live handle, with room for more than `count` fds (checked by `new`).
-            check(unsafe { rte_intr_efds_index_set(handle, index, queue.as_raw_fd()) })?;
+            check(unsafe { rte_intr_efds_index_set(handle, index, queue.epoll.as_raw_fd()) })?;
         }
         // SAFETY: our live handle.
         check(unsafe { rte_intr_nb_efd_set(handle, count) })?;
@@ -81,42 +127,41 @@ impl RxInterrupts {
 
     /// Makes the kick eventfd of queue `index` wake its waiters.
     pub fn add(&self, index: u16, kick: BorrowedFd<'_>) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: 0,
-        };
-        self.control(index, libc::EPOLL_CTL_ADD, kick, &raw mut event)
+        self.queue(index)?
+            .control(libc::EPOLL_CTL_ADD, kick, Some(READABLE))
     }
 
     /// Takes the kick eventfd of queue `index` out again.
     pub fn remove(&self, index: u16, kick: BorrowedFd<'_>) -> io::Result<()> {
-        self.control(index, libc::EPOLL_CTL_DEL, kick, core::ptr::null_mut())
+        self.queue(index)?.control(libc::EPOLL_CTL_DEL, kick, None)
     }
 
     /// The epoll fd of queue `index`, which ethdev hands to the application.
     pub fn queue_fd(&self, index: u16) -> Option<BorrowedFd<'_>> {
-        self.queues.get(usize::from(index)).map(AsFd::as_fd)
+        self.queues
+            .get(usize::from(index))
+            .map(|queue| queue.epoll.as_fd())
     }
 
-    fn control(
-        &self,
-        index: u16,
-        operation: c_int,
-        kick: BorrowedFd<'_>,
-        event: *mut libc::epoll_event,
-    ) -> io::Result<()> {
-        let queue = self
-            .queues
-            .get(usize::from(index))
-            .ok_or(io::ErrorKind::NotFound)?;
-        // SAFETY: two open fds; `event` is null or a whole event of the caller.
-        let result =
-            unsafe { libc::epoll_ctl(queue.as_raw_fd(), operation, kick.as_raw_fd(), event) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
+    /// Wakes the waiters of queue `index`, until [`rest`](Self::rest).
+    pub fn wake(&self, index: u16) {
+        if let Ok(queue) = self.queue(index) {
+            // It fails when the counter is at its end, and then they are awake.
+            let _ = rustix::io::write(&queue.wake, &1_u64.to_ne_bytes());
         }
+    }
+
+    /// Takes back what [`wake`](Self::wake) did.
+    pub fn rest(&self, index: u16) {
+        if let Ok(queue) = self.queue(index) {
+            // It fails when nobody was woken.
+            let _ = rustix::io::read(&queue.wake, &mut [0_u8; 8]);
+        }
+    }
+
+    fn queue(&self, index: u16) -> io::Result<&Queue> {
+        let queue = self.queues.get(usize::from(index));
+        queue.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 

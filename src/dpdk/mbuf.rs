@@ -188,10 +188,26 @@ impl Mbuf {
         self.ol_flags() & (RTE_MBUF_F_INDIRECT | RTE_MBUF_F_EXTERNAL) == 0
     }
 
-    /// Whether the buffer may be written: it is the segment's own and nobody shares it.
+    /// Whether the buffer may be written: nobody shares it.
     #[inline(always)]
     pub fn is_exclusive(self) -> bool {
-        self.is_direct() && self.refcnt() == 1
+        self.refcnt() == 1 && (self.is_direct() || self.has_external_alone())
+    }
+
+    /// The buffer is an external one, and no other segment has it.
+    #[cold]
+    fn has_external_alone(self) -> bool {
+        if self.ol_flags() & RTE_MBUF_F_EXTERNAL == 0 {
+            return false;
+        }
+        // SAFETY: a live mbuf (invariant of the handle).
+        let Some(shared) = NonNull::new(unsafe { (*self.as_ptr()).shinfo }) else {
+            return false;
+        };
+        // SAFETY: an external buffer has its count as long as a segment has the buffer.
+        let refcnt = unsafe { &raw mut (*shared.as_ptr()).refcnt };
+        // SAFETY: aligned, and DPDK uses it atomically as well.
+        unsafe { AtomicU16::from_ptr(refcnt) }.load(Ordering::Relaxed) == 1
     }
 
     /// What a transmit offload is told about the headers.
@@ -517,6 +533,29 @@ mod tests {
         assert!(!mbuf.is_plain());
         mbuf.set_ol_flags(RTE_MBUF_F_INDIRECT);
         assert!(!mbuf.is_plain());
+    }
+
+    #[test]
+    fn a_buffer_is_exclusive_when_nobody_shares_it() {
+        let mut memory = mbuf();
+        memory.refcnt = 1;
+        let mbuf = handle(&mut memory);
+        assert!(mbuf.is_exclusive());
+        mbuf.set_ol_flags(RTE_MBUF_F_INDIRECT);
+        assert!(!mbuf.is_exclusive());
+        mbuf.set_ol_flags(RTE_MBUF_F_EXTERNAL);
+        assert!(!mbuf.is_exclusive());
+
+        let mut shared = rte_mbuf_ext_shared_info {
+            free_cb: None,
+            fcb_opaque: ptr::null_mut(),
+            refcnt: 1,
+        };
+        memory.shinfo = &raw mut shared;
+        assert!(handle(&mut memory).is_exclusive());
+        // SAFETY: `shared` from above.
+        unsafe { (*memory.shinfo).refcnt = 2 };
+        assert!(!handle(&mut memory).is_exclusive());
     }
 
     #[test]

@@ -77,9 +77,19 @@ impl Interrupts {
         state.vector = new;
     }
 
+    /// Wakes who waits for an rx queue, as a kick would.
+    pub(super) fn wake(&self, queue: u16) {
+        if let Some(vector) = &lock(&self.0).vector {
+            vector.wake(queue);
+        }
+    }
+
     /// Takes back the kicks that were made so far, so that the next one wakes.
     pub(super) fn drain(&self, queue: u16) {
         let state = lock(&self.0);
+        if let Some(vector) = &state.vector {
+            vector.rest(queue);
+        }
         if let Some(Some(kick)) = state.kicks.get(usize::from(queue)) {
             drain(kick.as_fd());
         }

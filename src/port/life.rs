@@ -12,7 +12,7 @@ use crate::dpdk::thread::{self, ControlThread};
 use crate::guard;
 use crate::log::PORT;
 use crate::session::{Endpoint, Join, SessionConfig, SessionEvents, Spawn, features};
-use crate::virtqueue::Allow;
+use crate::virtqueue::{Allow, Gate};
 
 /// Smallest MTU of IPv4 (RFC 791).
 const LEAST_MTU: u16 = 68;
@@ -121,7 +121,41 @@ impl Port {
             self.interrupts.drain(queue);
         }
         vring.want_kicks(wanted);
+        self.wake_if_owed(queue);
         Ok(())
+    }
+
+    /// Wakes the sleeper of an rx queue in which buffers wait already: their kick was made, or left
+    /// out, before anybody asked for it.
+    pub(super) fn wake_if_owed(&self, queue: u16) {
+        let vring = self.rx.get(usize::from(queue));
+        if self.shared.attached.load(Ordering::Relaxed)
+            && vring.is_some_and(|vring| vring.owes_wake())
+        {
+            self.interrupts.wake(queue);
+        }
+    }
+
+    /// Lets lcores poll an rx queue, or keeps them out; none is in a burst of it then.
+    pub(super) fn switch_rx(&self, queue: u16, on: bool) -> Result<(), PortError> {
+        let vring = self.rx.get(usize::from(queue));
+        switch(&vring.ok_or(PortError::NoQueue(queue))?.gate, on);
+        Ok(())
+    }
+
+    /// The same for a tx queue.
+    pub(super) fn switch_tx(&self, queue: u16, on: bool) -> Result<(), PortError> {
+        let vring = self.tx.get(usize::from(queue));
+        switch(&vring.ok_or(PortError::NoQueue(queue))?.gate, on);
+        Ok(())
+    }
+}
+
+fn switch<T>(gate: &Gate<T>, on: bool) {
+    if on {
+        gate.allow(Allow::Queue);
+    } else {
+        gate.forbid(Allow::Queue);
     }
 }
 

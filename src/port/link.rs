@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use super::{LINK, Port, lock};
 use crate::datapath::{select_dequeue, select_enqueue};
+use crate::dpdk::eal;
 use crate::dpdk::ethdev::{Event, Link};
 use crate::log::PORT;
 use crate::session::features::VIRTIO_NET_F_MTU;
@@ -24,7 +25,9 @@ impl SessionEvents for Port {
                 return Some(virtqueue);
             };
             let burst = select_dequeue(&virtqueue);
-            vring.install(virtqueue, burst)
+            let before = vring.install(virtqueue, burst);
+            self.wake_if_owed(index / 2);
+            before
         } else {
             let Some(vring) = self.tx.get(pair) else {
                 return Some(virtqueue);
@@ -58,10 +61,12 @@ impl SessionEvents for Port {
             .features
             .store(device.features, Ordering::Relaxed);
         self.adopt_mtu(device);
+        self.adopt_node();
         self.shared.attached.store(true, Ordering::Relaxed);
         self.allow(Allow::Attached);
         self.dev().set_link(Link { up: true, ..LINK });
         log::info!(target: PORT, "{}: link up, vid {}", self.name, device.vid);
+        (0..self.shared.queues).for_each(|queue| self.wake_if_owed(queue));
         self.raise(Event::LinkState);
     }
 
@@ -84,6 +89,12 @@ impl SessionEvents for Port {
 
     fn send_rarp(&self, mac: [u8; 6]) {
         self.shared.rarp.ask(mac);
+        // Any queue may take it; one that sleeps would not look.
+        for (queue, vring) in (0..).zip(&self.rx) {
+            if vring.wants_wake() {
+                self.interrupts.wake(queue);
+            }
+        }
     }
 
     fn kick_changed(&self, index: u16, kick: Option<BorrowedFd<'_>>) {
@@ -100,6 +111,14 @@ impl Port {
             && let Some(mtu) = device.mtu
         {
             self.dev().set_mtu(mtu);
+        }
+    }
+
+    /// The port is where the guest's memory is: on the node of its first ring.
+    fn adopt_node(&self) {
+        let ring = self.rx.first().and_then(|vring| vring.monitor());
+        if let Some(node) = ring.and_then(|ring| eal::node_of(ring.word)) {
+            self.dev().set_numa_node(node);
         }
     }
 

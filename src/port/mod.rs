@@ -11,6 +11,7 @@ mod checksum;
 mod error;
 mod events;
 mod intr;
+mod large;
 mod life;
 mod link;
 mod ops;

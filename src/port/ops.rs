@@ -1,30 +1,36 @@
 //! The op table: for each entry a shim that finds the port, and turns errors into numbers.
 
+mod queues;
 mod statistics;
 
-use core::ffi::{c_int, c_uint, c_void};
-use core::ptr::{self, NonNull};
+use core::ffi::c_int;
+use core::ptr;
 use std::ffi::CString;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::life::Wanted;
-use super::queue::{self, RxQueue, TxQueue};
+use super::queue::{self, RxQueue};
 use super::{Port, PortError};
 use crate::dpdk::abi::{eth_dev_ops, rte_eth_dev};
 use crate::dpdk::ethdev::{EthDev, QueueState};
 use crate::dpdk::intr::RxInterrupts;
-use crate::dpdk::mempool::Mempool;
 use crate::dpdk::sys::{
     RTE_ETH_RX_OFFLOAD_TCP_CKSUM, RTE_ETH_RX_OFFLOAD_UDP_CKSUM, RTE_ETH_RX_OFFLOAD_VLAN_STRIP,
     RTE_ETH_TX_OFFLOAD_MULTI_SEGS, RTE_ETH_TX_OFFLOAD_TCP_CKSUM, RTE_ETH_TX_OFFLOAD_UDP_CKSUM,
-    RTE_ETH_TX_OFFLOAD_VLAN_INSERT, rte_eth_dev_info, rte_eth_rxconf, rte_eth_txconf,
-    rte_ether_addr, rte_mempool, rte_power_monitor_cond,
+    RTE_ETH_TX_OFFLOAD_VLAN_INSERT, rte_eth_dev_info, rte_ether_addr,
 };
-use crate::dpdk::{malloc, varying};
+use crate::dpdk::varying;
 use crate::guard;
 use crate::log::PORT;
 
+use queues::{
+    get_monitor_addr, release_rx, release_tx, rx_burst_mode_get, rx_queue_intr_disable,
+    rx_queue_intr_enable, rx_queue_release, rx_queue_setup, rx_queue_start, rx_queue_stop,
+    rxq_info_get, tx_burst_mode_get, tx_done_cleanup, tx_queue_release, tx_queue_setup,
+    tx_queue_start, tx_queue_stop, txq_info_get,
+};
+pub(super) use queues::{rx_descriptor_status, tx_descriptor_status};
 pub(super) use statistics::Ops;
 use statistics::{stats_reset, xstats_get, xstats_get_names, xstats_reset};
 
@@ -40,6 +46,14 @@ pub(super) static OPS: eth_dev_ops = {
     ops.rx_queue_release = Some(rx_queue_release);
     ops.tx_queue_setup = Some(tx_queue_setup);
     ops.tx_queue_release = Some(tx_queue_release);
+    ops.rx_queue_start = Some(rx_queue_start);
+    ops.rx_queue_stop = Some(rx_queue_stop);
+    ops.tx_queue_start = Some(tx_queue_start);
+    ops.tx_queue_stop = Some(tx_queue_stop);
+    ops.rxq_info_get = Some(rxq_info_get);
+    ops.txq_info_get = Some(txq_info_get);
+    ops.rx_burst_mode_get = Some(rx_burst_mode_get);
+    ops.tx_burst_mode_get = Some(tx_burst_mode_get);
     ops.tx_done_cleanup = Some(tx_done_cleanup);
     ops.link_update = Some(link_update);
     ops.promiscuous_enable = Some(always_on);
@@ -141,7 +155,7 @@ fn start(dev: EthDev, port: &Port) -> Result<(), PortError> {
     let interrupts = wants_interrupts.then(|| RxInterrupts::new(rx)).transpose();
     set_interrupts(dev, port, interrupts.map_err(PortError::Interrupts)?);
     tell_rx_queues(dev, port);
-    set_queue_states(dev, QueueState::Started);
+    queues::start_all(dev, port)?;
     port.start(rx, tx);
     Ok(())
 }
@@ -154,15 +168,16 @@ fn set_interrupts(dev: EthDev, port: &Port, new: Option<RxInterrupts>) {
     });
 }
 
-fn set_queue_states(dev: EthDev, state: QueueState) {
+/// Says to ethdev that no queue runs.
+fn set_queues_stopped(dev: EthDev) {
     let (rx, tx) = dev.queue_counts();
     for index in 0..rx {
         // SAFETY: in a control operation.
-        unsafe { dev.set_rx_queue_state(index, state) };
+        unsafe { dev.set_rx_queue_state(index, QueueState::Stopped) };
     }
     for index in 0..tx {
         // SAFETY: in a control operation.
-        unsafe { dev.set_tx_queue_state(index, state) };
+        unsafe { dev.set_tx_queue_state(index, QueueState::Stopped) };
     }
 }
 
@@ -174,7 +189,7 @@ unsafe extern "C" fn dev_stop(dev: *mut rte_eth_dev) -> c_int {
     unsafe {
         with_port(dev, |dev, port| {
             port.stop();
-            set_queue_states(dev, QueueState::Stopped);
+            set_queues_stopped(dev);
             Ok(())
         })
     }
@@ -248,110 +263,6 @@ unsafe extern "C" fn dev_infos_get(dev: *mut rte_eth_dev, info: *mut rte_eth_dev
     })
 }
 
-/// # Safety
-///
-/// See [`dev_configure`]; `pool` is a pool of pktmbufs, or null.
-unsafe extern "C" fn rx_queue_setup(
-    dev: *mut rte_eth_dev,
-    index: u16,
-    _descriptors: u16,
-    socket: c_uint,
-    _conf: *const rte_eth_rxconf,
-    pool: *mut rte_mempool,
-) -> c_int {
-    let setup = |dev: EthDev, port: &Arc<Port>| {
-        // SAFETY: a pool that the application keeps as long as the queue (rte_eth_rx_queue_setup).
-        let pool = unsafe { Mempool::from_ptr(pool) }.ok_or(PortError::NoPool)?;
-        let queue = RxQueue::create(port, index, socket.cast_signed(), pool)?;
-        // SAFETY: in a control operation; what `rx_burst` expects.
-        unsafe { dev.set_rx_queue(index, queue.as_ptr().cast()) };
-        Ok(())
-    };
-    // SAFETY: called by ethdev.
-    unsafe { with_port(dev, setup) }
-}
-
-/// # Safety
-///
-/// See [`dev_configure`].
-unsafe extern "C" fn tx_queue_setup(
-    dev: *mut rte_eth_dev,
-    index: u16,
-    _descriptors: u16,
-    socket: c_uint,
-    _conf: *const rte_eth_txconf,
-) -> c_int {
-    let setup = |dev: EthDev, port: &Arc<Port>| {
-        let queue = TxQueue::create(port, index, socket.cast_signed())?;
-        // SAFETY: in a control operation; what `tx_burst` expects.
-        unsafe { dev.set_tx_queue(index, queue.as_ptr().cast()) };
-        Ok(())
-    };
-    // SAFETY: called by ethdev.
-    unsafe { with_port(dev, setup) }
-}
-
-/// # Safety
-///
-/// See [`dev_configure`]; nobody polls the queue.
-unsafe extern "C" fn rx_queue_release(dev: *mut rte_eth_dev, index: u16) {
-    guard::catch((), || {
-        // SAFETY: called by ethdev.
-        if let Some(dev) = unsafe { EthDev::from_ptr(dev) } {
-            // SAFETY: nobody polls the queue (caller).
-            unsafe { release_rx(dev, index) };
-        }
-    });
-}
-
-/// # Safety
-///
-/// See [`dev_configure`]; nobody sends on the queue.
-unsafe extern "C" fn tx_queue_release(dev: *mut rte_eth_dev, index: u16) {
-    guard::catch((), || {
-        // SAFETY: called by ethdev.
-        if let Some(dev) = unsafe { EthDev::from_ptr(dev) } {
-            // SAFETY: nobody sends on the queue (caller).
-            unsafe { release_tx(dev, index) };
-        }
-    });
-}
-
-/// # Safety
-///
-/// In a control operation, in which nobody polls the queue.
-unsafe fn release_rx(dev: EthDev, index: u16) {
-    let queue = dev.rx_queue(index).cast::<RxQueue>();
-    // SAFETY: in a control operation (caller).
-    unsafe { dev.set_rx_queue(index, ptr::null_mut()) };
-    if let Some(queue) = NonNull::new(queue) {
-        // SAFETY: what queue setup made, unused from now on (caller).
-        unsafe { malloc::free(queue) };
-    }
-}
-
-/// # Safety
-///
-/// In a control operation, in which nobody sends on the queue.
-unsafe fn release_tx(dev: EthDev, index: u16) {
-    let queue = dev.tx_queue(index).cast::<TxQueue>();
-    // SAFETY: in a control operation (caller).
-    unsafe { dev.set_tx_queue(index, ptr::null_mut()) };
-    if let Some(queue) = NonNull::new(queue) {
-        // SAFETY: what queue setup made, unused from now on (caller).
-        unsafe { malloc::free(queue) };
-    }
-}
-
-/// Sent mbufs are free when a burst returns, so there are none to wait for.
-///
-/// # Safety
-///
-/// See [`dev_configure`].
-unsafe extern "C" fn tx_done_cleanup(_queue: *mut c_void, _free: u32) -> c_int {
-    0
-}
-
 /// The session writes the link when it changes.
 ///
 /// # Safety
@@ -385,65 +296,6 @@ unsafe extern "C" fn mac_addr_set(_dev: *mut rte_eth_dev, _address: *mut rte_eth
 unsafe extern "C" fn mtu_set(dev: *mut rte_eth_dev, mtu: u16) -> c_int {
     // SAFETY: called by ethdev.
     unsafe { with_port(dev, |_, port| port.check_mtu(mtu)) }
-}
-
-/// # Safety
-///
-/// See [`dev_configure`].
-unsafe extern "C" fn rx_queue_intr_enable(dev: *mut rte_eth_dev, index: u16) -> c_int {
-    // SAFETY: called by ethdev.
-    unsafe { with_port(dev, |_, port| port.rx_interrupt(index, true)) }
-}
-
-/// # Safety
-///
-/// See [`dev_configure`].
-unsafe extern "C" fn rx_queue_intr_disable(dev: *mut rte_eth_dev, index: u16) -> c_int {
-    // SAFETY: called by ethdev.
-    unsafe { with_port(dev, |_, port| port.rx_interrupt(index, false)) }
-}
-
-/// # Safety
-///
-/// Called by ethdev, with what rx queue setup stored; `condition` is the caller's.
-unsafe extern "C" fn get_monitor_addr(
-    queue: *mut c_void,
-    condition: *mut rte_power_monitor_cond,
-) -> c_int {
-    guard::catch(-libc::EFAULT, || {
-        // SAFETY: what rx queue setup stored (caller).
-        let queue = unsafe { RxQueue::from_ptr(queue) };
-        // SAFETY: the caller's struct.
-        let condition = unsafe { condition.as_mut() };
-        let (Some(queue), Some(condition)) = (queue, condition) else {
-            return -libc::EINVAL;
-        };
-        let Some(monitor) = queue.vring().monitor() else {
-            return -libc::EINVAL;
-        };
-        condition.addr = monitor.word.cast_mut().cast();
-        condition.size = 2;
-        condition.fn_ = Some(nothing_new);
-        condition.opaque[0] = monitor.value.into();
-        condition.opaque[1] = monitor.mask.into();
-        condition.opaque[2] = monitor.wake_on_match.into();
-        0
-    })
-}
-
-/// Whether an lcore may sleep on what the driver changes: 0, or -1 when a buffer waits.
-///
-/// # Safety
-///
-/// `opaque` is what [`get_monitor_addr`] wrote.
-unsafe extern "C" fn nothing_new(value: u64, opaque: *const u64) -> c_int {
-    // SAFETY: an array of at least three words (caller).
-    let [expected, mask, wake_on_match] = unsafe { opaque.cast::<[u64; 3]>().read() };
-    if (value & mask == expected) == (wake_on_match != 0) {
-        -1
-    } else {
-        0
-    }
 }
 
 /// # Safety

@@ -3,13 +3,14 @@
 use std::mem::MaybeUninit;
 
 use super::checksum::{self, Request, Transport};
+use super::large::{LONGEST, LargeBuffers};
 use crate::datapath::{Packet, PacketPool, Prepared, Release};
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
 use crate::dpdk::mbuf::{self, Mbuf, RxFields, RxTemplate};
 use crate::dpdk::mempool::{Mempool, MempoolCache};
 use crate::dpdk::sys::{
-    RTE_MBUF_F_TX_IP_CKSUM, RTE_MBUF_F_TX_IPV6, RTE_MBUF_F_TX_L4_MASK,
+    RTE_MBUF_F_EXTERNAL, RTE_MBUF_F_TX_IP_CKSUM, RTE_MBUF_F_TX_IPV6, RTE_MBUF_F_TX_L4_MASK,
     RTE_MBUF_F_TX_OUTER_IP_CKSUM, RTE_MBUF_F_TX_OUTER_UDP_CKSUM, RTE_MBUF_F_TX_TCP_CKSUM,
     RTE_MBUF_F_TX_TCP_SEG, RTE_MBUF_F_TX_TUNNEL_MASK, RTE_MBUF_F_TX_UDP_CKSUM,
     RTE_MBUF_F_TX_UDP_SEG, RTE_MBUF_F_TX_VLAN,
@@ -192,6 +193,7 @@ pub struct RxPool {
     headroom: usize,
     room: usize,
     chains: bool,
+    large: Option<LargeBuffers>,
 }
 
 /// What is the same for all mbufs that an rx queue takes from its pool.
@@ -205,6 +207,8 @@ pub struct RxShape {
     pub room: u16,
     /// Frames may be chains of mbufs.
     pub chains: bool,
+    /// Buffers for frames that do not fit one mbuf. Only for pools without pinned buffers.
+    pub large: Option<LargeBuffers>,
 }
 
 impl RxPool {
@@ -220,14 +224,15 @@ impl RxPool {
             headroom: usize::from(shape.headroom),
             room: usize::from(shape.room),
             chains: shape.chains,
+            large: shape.large,
         }
     }
 
     #[inline(always)]
-    fn init(&self, mbuf: Mbuf, len: u32) {
+    fn init(&self, mbuf: Mbuf, len: u32, ol_flags: u64) {
         #[allow(
             clippy::cast_possible_truncation,
-            reason = "a segment has at most the 16-bit `room`"
+            reason = "a segment has at most the 16-bit `room`, or `LONGEST`"
         )]
         let data_len = len as u16;
         mbuf.init_rx(
@@ -235,6 +240,7 @@ impl RxPool {
             RxFields {
                 pkt_len: len,
                 data_len,
+                ol_flags,
                 ..RxFields::default()
             },
         );
@@ -280,11 +286,30 @@ impl PacketPool for RxPool {
 
     #[inline(always)]
     fn finish(&self, packet: &mut Slot, len: u32) {
-        self.init(packet.mbuf(), len);
+        self.init(packet.mbuf(), len, 0);
+    }
+
+    fn longest_segment(&self) -> usize {
+        match self.large {
+            Some(_) => self.room.max(LONGEST.into()),
+            None => self.room,
+        }
+    }
+
+    fn large<'p>(&mut self, packet: &'p mut Slot, len: usize) -> Option<&'p mut [MaybeUninit<u8>]> {
+        let large = self.large.filter(|_| len <= usize::from(LONGEST))?;
+        // SAFETY: the pool of a queue that this lcore polls, so it is not released.
+        let start = unsafe { large.attach(packet.mbuf()) }?;
+        // SAFETY: `LONGEST` bytes, which the fresh packet has alone.
+        Some(unsafe { std::slice::from_raw_parts_mut(start.as_ptr().cast(), len) })
+    }
+
+    fn finish_large(&self, packet: &mut Slot, len: u32) {
+        self.init(packet.mbuf(), len, RTE_MBUF_F_EXTERNAL);
     }
 
     fn append(&self, head: &mut Slot, last: &mut Slot, segment: Slot, len: u32) {
-        self.init(segment.mbuf(), len);
+        self.init(segment.mbuf(), len, 0);
         let head = head.mbuf();
         last.mbuf().set_next(Some(segment.mbuf()));
         head.set_nb_segs(head.nb_segs().saturating_add(1));

@@ -95,11 +95,6 @@ fn warn_without_effect(name: &str, config: &PortConfig) {
             "tso",
             "segmentation offloads are not offered to guests",
         ),
-        (
-            config.ext_buffer,
-            "ext-buffer",
-            "frames longer than an mbuf come as without it",
-        ),
     ] {
         if on {
             log::warn!(target: PORT, "{name}: {key}=1 has no effect in this version: {instead}");
@@ -143,6 +138,8 @@ fn create(device: VdevDevice) -> Result<(), PortError> {
         rx_burst: Some(burst::rx_burst),
         tx_burst: Some(burst::tx_burst),
         rx_queue_count: Some(varying::rx_queue_count::<ops::Ops>),
+        rx_descriptor_status: Some(ops::rx_descriptor_status),
+        tx_descriptor_status: Some(ops::tx_descriptor_status),
     };
     // SAFETY: in `probe`; the bus keeps the device as long as the port; both pointers are from
     // `rte_malloc`, and `close` takes the first one out again.
@@ -160,6 +157,8 @@ fn attach(device: VdevDevice) -> Result<(), PortError> {
         rx_burst: Some(burst::no_burst),
         tx_burst: Some(burst::no_burst),
         rx_queue_count: None,
+        rx_descriptor_status: None,
+        tx_descriptor_status: None,
     };
     // SAFETY: in `probe`; the bus keeps the device as long as the port.
     unsafe { dev.set_up(device.device(), &functions, None) };

@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
+use super::large::LargeBuffers;
 use super::packet::{RxPool, RxShape, Slot, TxRelease};
 use super::rarp;
 use super::stats::QueueStats;
@@ -18,8 +19,11 @@ use crate::devargs::PortConfig;
 use crate::dpdk::ethdev::EthDev;
 use crate::dpdk::mbuf::RxTemplate;
 use crate::dpdk::mempool::Mempool;
-use crate::dpdk::sys::RTE_PKTMBUF_HEADROOM;
+use crate::dpdk::sys::{
+    RTE_PKTMBUF_HEADROOM, rte_eth_rxconf, rte_eth_rxq_info, rte_eth_txconf, rte_eth_txq_info,
+};
 use crate::dpdk::{eal, malloc};
+use crate::log::PORT;
 
 /// Rings that the port receives from.
 pub(super) type Dequeue = DequeueBurst<RxPool>;
@@ -221,6 +225,48 @@ pub(super) unsafe fn disown(dev: EthDev, port: &Arc<Port>) {
     unsafe { Arc::decrement_strong_count(Arc::as_ptr(port)) };
 }
 
+/// What the application asked for at rx queue setup.
+#[derive(Clone, Copy)]
+pub(super) struct RxSetup {
+    /// Where packets come from.
+    pub(super) pool: Mempool,
+    /// Has no effect: the driver of the guest chooses the size of its rings.
+    pub(super) descriptors: u16,
+    /// Of this, only the deferred start has an effect.
+    pub(super) conf: Option<rte_eth_rxconf>,
+}
+
+/// What the application asked for at tx queue setup.
+#[derive(Clone, Copy)]
+pub(super) struct TxSetup {
+    /// See [`RxSetup`].
+    pub(super) descriptors: u16,
+    /// See [`RxSetup`].
+    pub(super) conf: Option<rte_eth_txconf>,
+}
+
+/// The buffers for frames that do not fit one mbuf, when the devargs ask for them.
+fn large_buffers(
+    port: &Port,
+    setup: &RxSetup,
+    socket: c_int,
+) -> Result<Option<LargeBuffers>, PortError> {
+    if !port.config.ext_buffer {
+        return Ok(None);
+    }
+    // SAFETY: ethdev checked that the pool is one of pktmbufs (rte_eth_rx_queue_setup).
+    if unsafe { setup.pool.has_pinned_buffers() } {
+        log::warn!(
+            target: PORT,
+            "{}: ext-buffer=1 has no effect: the mempool's mbufs have external buffers already",
+            port.name
+        );
+        return Ok(None);
+    }
+    let large = LargeBuffers::new(setup.descriptors, socket);
+    large.map(Some).ok_or(PortError::NoMemory)
+}
+
 /// An rx queue.
 #[repr(C, align(64))]
 pub(super) struct RxQueue {
@@ -228,10 +274,10 @@ pub(super) struct RxQueue {
     shared: NonNull<Shared>,
     pool: Mempool,
     shape: RxShape,
-    pub(super) index: u16,
     /// From the port's configuration, at its last start.
     pub(super) strip_vlan: AtomicBool,
     pub(super) stats: QueueStats,
+    setup: RxSetup,
 }
 
 /// A tx queue.
@@ -239,16 +285,18 @@ pub(super) struct RxQueue {
 pub(super) struct TxQueue {
     vring: NonNull<TxVring>,
     pub(super) stats: QueueStats,
+    setup: TxSetup,
 }
 
 impl RxQueue {
-    /// An rx queue of `port` that takes its packets from `pool`.
+    /// The rx queue `index` of `port`.
     pub(super) fn create(
         port: &Port,
         index: u16,
         socket: c_int,
-        pool: Mempool,
+        setup: RxSetup,
     ) -> Result<NonNull<Self>, PortError> {
+        let pool = setup.pool;
         let vring = port
             .rx
             .get(usize::from(index))
@@ -264,6 +312,14 @@ impl RxQueue {
             });
         }
         let memory = malloc::zeroed::<Self>(c"net_vhost rxq", socket).ok_or(PortError::NoMemory)?;
+        let large = match large_buffers(port, &setup, socket) {
+            Ok(large) => large,
+            Err(error) => {
+                // SAFETY: fresh memory that nobody else has.
+                unsafe { malloc::free(memory) };
+                return Err(error);
+            }
+        };
         // SAFETY: as above, a pool of pktmbufs.
         let template = unsafe { RxTemplate::new(pool, port.dev().port_id()) };
         let queue = Self {
@@ -275,14 +331,31 @@ impl RxQueue {
                 headroom,
                 room,
                 chains: !port.config.linear_buffer,
+                large,
             },
-            index,
             strip_vlan: AtomicBool::new(false),
             stats: QueueStats::default(),
+            setup,
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
         Ok(memory)
+    }
+
+    /// Frees the queue. The buffers of packets that the application still has stay.
+    ///
+    /// # Safety
+    ///
+    /// What [`create`](Self::create) made; nobody polls it, and nobody uses it after this.
+    pub(super) unsafe fn destroy(queue: NonNull<Self>) {
+        // SAFETY: not freed yet (caller).
+        let large = unsafe { queue.as_ref() }.shape.large;
+        if let Some(large) = large {
+            // SAFETY: once, since the queue goes, and nobody polls it (caller).
+            unsafe { large.release() };
+        }
+        // SAFETY: from `create`, and unused from now on (caller).
+        unsafe { malloc::free(queue) };
     }
 
     /// The rx queue behind a pointer of ethdev's.
@@ -314,6 +387,24 @@ impl RxQueue {
     #[inline(always)]
     pub(super) fn pool(&self) -> RxPool {
         RxPool::new(self.pool, self.shape)
+    }
+
+    /// The application starts the queue itself, after the port.
+    pub(super) fn starts_deferred(&self) -> bool {
+        self.setup
+            .conf
+            .is_some_and(|conf| conf.rx_deferred_start != 0)
+    }
+
+    /// Tells what the queue was set up with.
+    pub(super) fn describe(&self, info: &mut rte_eth_rxq_info) {
+        info.mp = self.pool.as_ptr();
+        info.nb_desc = self.setup.descriptors;
+        info.scattered_rx = self.shape.chains.into();
+        info.rx_buf_size = self.shape.room;
+        if let Some(conf) = self.setup.conf {
+            info.conf = conf;
+        }
     }
 
     /// Receives packets into `out`; the number of places that were filled.
@@ -358,6 +449,7 @@ impl TxQueue {
         port: &Port,
         index: u16,
         socket: c_int,
+        setup: TxSetup,
     ) -> Result<NonNull<Self>, PortError> {
         let vring = port
             .tx
@@ -367,6 +459,7 @@ impl TxQueue {
         let queue = Self {
             vring: NonNull::from(vring),
             stats: QueueStats::default(),
+            setup,
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
@@ -384,6 +477,28 @@ impl TxQueue {
         unsafe { queue.cast::<Self>().as_ref() }
     }
 
+    /// The vring behind this queue.
+    #[inline(always)]
+    pub(super) fn vring(&self) -> &TxVring {
+        // SAFETY: part of the port, which frees its queues before itself (`close`).
+        unsafe { self.vring.as_ref() }
+    }
+
+    /// The application starts the queue itself, after the port.
+    pub(super) fn starts_deferred(&self) -> bool {
+        self.setup
+            .conf
+            .is_some_and(|conf| conf.tx_deferred_start != 0)
+    }
+
+    /// Tells what the queue was set up with.
+    pub(super) fn describe(&self, info: &mut rte_eth_txq_info) {
+        info.nb_desc = self.setup.descriptors;
+        if let Some(conf) = self.setup.conf {
+            info.conf = conf;
+        }
+    }
+
     /// Sends `packets`; how many were taken. A closed gate counts nothing, not even as missed.
     ///
     /// # Safety
@@ -391,13 +506,15 @@ impl TxQueue {
     /// One thread at a time sends on a queue, as ethdev demands.
     #[inline(always)]
     pub(super) unsafe fn send(&self, packets: &[Slot]) -> usize {
-        // SAFETY: part of the port, which frees its queues before itself (`close`).
-        let vring = unsafe { self.vring.as_ref() };
+        let vring = self.vring();
         // SAFETY: one thread at a time (caller).
         let sent = unsafe {
             vring.gate.enter(|running| {
                 let counters = &self.stats.counters;
-                (running.burst)(&mut running.virtqueue, &mut TxRelease, packets, counters)
+                let sent =
+                    (running.burst)(&mut running.virtqueue, &mut TxRelease, packets, counters);
+                vring.publish_next(running.virtqueue.position());
+                sent
             })
         };
         let Some(sent) = sent else { return 0 };

@@ -2,9 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::queue::{Dequeue, Enqueue};
+use crate::session::features::{
+    VIRTIO_F_IN_ORDER, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_EVENT_IDX,
+};
 use crate::virtqueue::{Gate, Monitor, RingView, Virtqueue};
 
 /// A virtqueue with the burst that was chosen for it.
@@ -19,6 +22,26 @@ pub(super) type RxVring = Vring<Dequeue>;
 /// Where a tx queue finds its virtqueue.
 pub(super) type TxVring = Vring<Enqueue>;
 
+/// What other threads may look at of a virtqueue.
+#[derive(Debug)]
+struct View {
+    ring: RingView,
+    features: u64,
+}
+
+/// A place of a ring, as seen from where the device side goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// The driver put something there.
+    Waits,
+    /// It did not yet.
+    Empty,
+    /// The ring has no such place.
+    Beyond,
+    /// There is no ring, or the session changes it just now.
+    NoRing,
+}
+
 /// One vring of a port. It lives as long as the port; virtqueues come and go.
 #[derive(Debug)]
 pub(super) struct Vring<B> {
@@ -27,7 +50,7 @@ pub(super) struct Vring<B> {
     /// The next chain to take, as of the last burst.
     next_available: AtomicU16,
     /// What other threads may look at. There is one as long as there is a virtqueue.
-    view: Mutex<Option<RingView>>,
+    view: RwLock<Option<View>>,
     /// The application wants to be woken; kept from before a frontend connects.
     wants_kicks: AtomicBool,
 }
@@ -37,25 +60,33 @@ impl<B> Default for Vring<B> {
         Self {
             gate: Gate::new(),
             next_available: AtomicU16::new(0),
-            view: Mutex::new(None),
+            view: RwLock::new(None),
             wants_kicks: AtomicBool::new(false),
         }
     }
 }
 
 impl<B> Vring<B> {
-    fn view(&self) -> MutexGuard<'_, Option<RingView>> {
-        // A panic elsewhere leaves a view or none, and both are right.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    // A panic elsewhere leaves a view or none, and both are right.
+
+    fn view(&self) -> RwLockReadGuard<'_, Option<View>> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn view_mut(&self) -> RwLockWriteGuard<'_, Option<View>> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a virtqueue in. One that was there before comes back.
     pub(super) fn install(&self, virtqueue: Virtqueue, burst: B) -> Option<Virtqueue> {
         self.publish_next(virtqueue.position());
-        let mut view = self.view();
-        let new = virtqueue.view();
-        new.want_kicks(self.wants_kicks.load(Ordering::Relaxed), self.next());
-        *view = Some(new);
+        let mut view = self.view_mut();
+        let ring = virtqueue.view();
+        ring.want_kicks(self.wants_kicks.load(Ordering::Relaxed), self.next());
+        *view = Some(View {
+            ring,
+            features: virtqueue.features(),
+        });
         drop(view);
         let before = self.gate.install(Running { virtqueue, burst })?;
         Some(before.virtqueue)
@@ -63,7 +94,7 @@ impl<B> Vring<B> {
 
     /// Takes the virtqueue out. After this nobody touches it or its memory.
     pub(super) fn take(&self) -> Option<Virtqueue> {
-        *self.view() = None;
+        *self.view_mut() = None;
         Some(self.gate.take()?.virtqueue)
     }
 
@@ -77,24 +108,75 @@ impl<B> Vring<B> {
         self.next_available.load(Ordering::Relaxed)
     }
 
-    /// Chains that wait; 0 without a virtqueue, and while the session changes it.
+    /// Chains that wait; 0 without a virtqueue, and while the session changes it. Never waits.
     pub(super) fn available(&self) -> u16 {
-        match self.view.try_lock().as_deref() {
-            Ok(Some(view)) => view.available(self.next()),
+        match self.view.try_read().as_deref() {
+            Ok(Some(view)) => view.ring.available(self.next()),
             _ => 0,
+        }
+    }
+
+    /// What stands in the `nth` place from where the next burst begins. Never waits.
+    pub(super) fn slot(&self, nth: u16) -> Slot {
+        let view = self.view.try_read();
+        let Ok(Some(view)) = view.as_deref() else {
+            return Slot::NoRing;
+        };
+        match view.ring.waits(self.next(), nth) {
+            Some(true) => Slot::Waits,
+            Some(false) => Slot::Empty,
+            None => Slot::Beyond,
         }
     }
 
     /// What changes when a buffer becomes available.
     pub(super) fn monitor(&self) -> Option<Monitor> {
-        Some(self.view().as_ref()?.monitor(self.next()))
+        Some(self.view().as_ref()?.ring.monitor(self.next()))
+    }
+
+    /// What the burst was chosen for, in words.
+    pub(super) fn mode(&self) -> String {
+        let view = self.view();
+        let Some(View { ring, features }) = view.as_ref() else {
+            return "no ring".to_owned();
+        };
+        let mut text = match ring {
+            RingView::Split(_) => "split ring",
+            RingView::Packed(_) => "packed ring",
+        }
+        .to_owned();
+        for (bit, name) in [
+            (VIRTIO_NET_F_MRG_RXBUF, ", mergeable buffers"),
+            (VIRTIO_F_IN_ORDER, ", in order"),
+            (VIRTIO_RING_F_EVENT_IDX, ", event index"),
+        ] {
+            if features & bit != 0 {
+                text.push_str(name);
+            }
+        }
+        text
     }
 
     /// Asks for kicks or does without, now and for virtqueues to come.
     pub(super) fn want_kicks(&self, wanted: bool) {
         self.wants_kicks.store(wanted, Ordering::Relaxed);
         if let Some(view) = self.view().as_ref() {
-            view.want_kicks(wanted, self.next());
+            view.ring.want_kicks(wanted, self.next());
         }
+    }
+
+    /// Whether somebody who sleeps until a kick should be woken without one: it was made before it
+    /// was asked for.
+    pub(super) fn owes_wake(&self) -> bool {
+        let view = self.view();
+        self.wants_kicks.load(Ordering::Relaxed)
+            && view
+                .as_ref()
+                .is_some_and(|view| view.ring.waits(self.next(), 0) == Some(true))
+    }
+
+    /// Whether the application sleeps, or is about to.
+    pub(super) fn wants_wake(&self) -> bool {
+        self.wants_kicks.load(Ordering::Relaxed)
     }
 }

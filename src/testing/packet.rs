@@ -10,12 +10,37 @@ use crate::datapath::{Packet, PacketPool, Prepared, Release};
 const RED_ZONE: usize = 64;
 const RED: u8 = 0x5a;
 
+/// Bytes for data, with a red zone behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Room {
+    fn new(len: usize) -> Self {
+        let bytes = vec![RED; len + RED_ZONE].into_boxed_slice();
+        let start = NonNull::from(Box::leak(bytes)).cast();
+        Self { start, len }
+    }
+
+    /// # Safety
+    ///
+    /// Made by `new`, and not used any more.
+    unsafe fn free(self) {
+        let bytes = std::ptr::slice_from_raw_parts_mut(self.start.as_ptr(), self.len + RED_ZONE);
+        // SAFETY: leaked from such a box by `new`.
+        drop(unsafe { Box::from_raw(bytes) });
+    }
+}
+
 /// Memory of one segment; lives as long as its pool.
 #[derive(Debug)]
 struct Segment {
     /// `room + RED_ZONE` bytes.
-    data: NonNull<u8>,
-    room: usize,
+    own: Room,
+    /// The same again, or a large buffer.
+    data: Cell<Room>,
     live: Cell<bool>,
     len: Cell<u32>,
     /// Bytes of the whole packet; of its first segment only.
@@ -44,10 +69,11 @@ impl FakePacket {
     fn bytes<'p>(self) -> &'p [u8] {
         let segment = self.segment();
         let len = segment.len.get() as usize;
-        assert!(len <= segment.room);
-        // SAFETY: `room` bytes were allocated and initialised with it, `len` is not more, and a
+        let data = segment.data.get();
+        assert!(len <= data.len);
+        // SAFETY: so many bytes were allocated and initialised with it, `len` is not more, and a
         // packet is written only by the one who made it, before it is finished.
-        unsafe { std::slice::from_raw_parts(segment.data.as_ptr(), len) }
+        unsafe { std::slice::from_raw_parts(data.start.as_ptr(), len) }
     }
 
     fn chain<'p>(self) -> impl Iterator<Item = &'p [u8]> {
@@ -66,6 +92,12 @@ impl FakePacket {
     /// The length of each segment.
     pub fn segment_lens(self) -> Vec<usize> {
         self.chain().map(<[u8]>::len).collect()
+    }
+
+    /// Whether the packet has a large buffer.
+    pub fn is_large(self) -> bool {
+        let segment = self.segment();
+        segment.data.get() != segment.own
     }
 
     /// The packet asks for something that must be prepared before it is sent.
@@ -113,6 +145,8 @@ pub struct FakePool {
     room: usize,
     limit: usize,
     chains: bool,
+    /// Room of a large buffer, and how many are left.
+    large: (usize, usize),
     live: usize,
     free: Vec<NonNull<Segment>>,
     all: RefCell<Vec<NonNull<Segment>>>,
@@ -125,6 +159,7 @@ impl FakePool {
             room,
             limit: usize::MAX,
             chains: true,
+            large: (0, 0),
             live: 0,
             free: Vec::new(),
             all: RefCell::default(),
@@ -139,6 +174,11 @@ impl FakePool {
     /// From now on a frame must fit into one packet.
     pub fn linear(&mut self) {
         self.chains = false;
+    }
+
+    /// From now on there are `count` large buffers with `room` bytes each.
+    pub fn large(&mut self, room: usize, count: usize) {
+        self.large = (room, count);
     }
 
     /// Segments that are not in the pool.
@@ -161,10 +201,10 @@ impl FakePool {
     }
 
     fn make(&self) -> NonNull<Segment> {
-        let data = vec![RED; self.room + RED_ZONE].into_boxed_slice();
+        let own = Room::new(self.room);
         let segment = Box::new(Segment {
-            data: NonNull::from(Box::leak(data)).cast(),
-            room: self.room,
+            own,
+            data: Cell::new(own),
             live: Cell::new(false),
             len: Cell::new(0),
             total: Cell::new(0),
@@ -207,12 +247,18 @@ impl Release for FakePool {
             let mut at = packet;
             while let Some(pointer) = at.0 {
                 let segment = at.segment();
+                let data = segment.data.replace(segment.own);
                 for nth in 0..RED_ZONE {
                     // SAFETY: the red zone follows the room in the same allocation.
-                    let byte = unsafe { segment.data.add(segment.room + nth) };
-                    // SAFETY: as above; initialised by `make`.
+                    let byte = unsafe { data.start.add(data.len + nth) };
+                    // SAFETY: as above; initialised by `new`.
                     let byte = unsafe { byte.read() };
                     assert_eq!(byte, RED, "somebody wrote behind a segment");
+                }
+                if data != segment.own {
+                    // SAFETY: the segment has its own room again.
+                    unsafe { data.free() };
+                    self.large.1 += 1;
                 }
                 at = segment.next.get();
                 segment.live.set(false);
@@ -241,11 +287,27 @@ impl PacketPool for FakePool {
     }
 
     fn space<'p>(&self, packet: &'p mut FakePacket) -> &'p mut [MaybeUninit<u8>] {
-        let segment = packet.segment();
-        let data = segment.data.as_ptr().cast();
-        // SAFETY: `room` bytes at `data` are this segment's alone, and a fresh packet has one user,
-        // who gave its handle exclusively.
-        unsafe { std::slice::from_raw_parts_mut(data, segment.room) }
+        let data = packet.segment().own;
+        // SAFETY: these bytes are this segment's alone, and a fresh packet has one user, who gave
+        // its handle exclusively.
+        unsafe { std::slice::from_raw_parts_mut(data.start.as_ptr().cast(), data.len) }
+    }
+
+    fn longest_segment(&self) -> usize {
+        self.room.max(self.large.0)
+    }
+
+    fn large<'p>(
+        &mut self,
+        packet: &'p mut FakePacket,
+        len: usize,
+    ) -> Option<&'p mut [MaybeUninit<u8>]> {
+        let (room, count) = self.large;
+        self.large.1 = count.checked_sub(1).filter(|_| len <= room)?;
+        let data = Room::new(room);
+        packet.segment().data.set(data);
+        // SAFETY: as for `space`.
+        Some(unsafe { std::slice::from_raw_parts_mut(data.start.as_ptr().cast(), len) })
     }
 
     fn finish(&self, packet: &mut FakePacket, len: u32) {
@@ -267,10 +329,13 @@ impl Drop for FakePool {
         for segment in self.all.get_mut().drain(..) {
             // SAFETY: leaked from a box by `make`, and dropped only here.
             let segment = unsafe { Box::from_raw(segment.as_ptr()) };
-            let data =
-                std::ptr::slice_from_raw_parts_mut(segment.data.as_ptr(), segment.room + RED_ZONE);
+            let data = segment.data.get();
+            if data != segment.own {
+                // SAFETY: made for this segment alone, which is gone.
+                unsafe { data.free() };
+            }
             // SAFETY: as above.
-            drop(unsafe { Box::from_raw(data) });
+            unsafe { segment.own.free() };
         }
     }
 }

@@ -372,14 +372,19 @@ pub struct PackedView {
 impl PackedView {
     /// Descriptors that wait for a device side that takes `position` next.
     pub fn available(&self, position: u16) -> u16 {
-        let start = Position(position);
-        let waits = |nth: &u16| {
-            let at = start.after(*nth, self.size);
-            let flags = self.descriptors.flags(at.index());
-            flags.is_some_and(|flags| is_available(flags, at))
-        };
+        let waits = |nth: &u16| self.waits(position, *nth) == Some(true);
         let count = (0..self.size).take_while(waits).count();
         u16::try_from(count).unwrap_or(self.size)
+    }
+
+    /// Whether the `nth` descriptor from `position` on waits; `None` when the ring has fewer.
+    pub(super) fn waits(&self, position: u16, nth: u16) -> Option<bool> {
+        if nth >= self.size {
+            return None;
+        }
+        let at = Position(position).after(nth, self.size);
+        let flags = self.descriptors.flags(at.index());
+        Some(flags.is_some_and(|flags| is_available(flags, at)))
     }
 
     /// The flags of the descriptor that is taken next.

@@ -155,6 +155,14 @@ impl RingView {
         }
     }
 
+    /// Whether the `nth` slot from `position` on waits; `None` when the ring has fewer slots.
+    pub fn waits(&self, position: u16, nth: u16) -> Option<bool> {
+        match self {
+            Self::Split(view) => view.waits(position, nth),
+            Self::Packed(view) => view.waits(position, nth),
+        }
+    }
+
     /// What the driver changes when it makes a buffer available (`get_monitor_addr`).
     pub fn monitor(&self, position: u16) -> Monitor {
         match self {

@@ -324,6 +324,12 @@ impl SplitView {
         index.wrapping_sub(next_available).min(self.size)
     }
 
+    /// Whether the `nth` chain from `next_available` on waits; `None` when the ring has no such
+    /// place.
+    pub(super) fn waits(&self, next_available: u16, nth: u16) -> Option<bool> {
+        (nth < self.size).then(|| nth < self.available(next_available))
+    }
+
     /// The index that the driver changes when it makes a chain available: nothing new as long as it
     /// equals `next_available` in the bits of the ring's size.
     pub(super) fn monitor(&self, next_available: u16) -> Monitor {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use super::lab::eventually;
+use super::lab::{eventually, skip};
 use super::{Lab, Outcome, Process};
 
 /// Emulated processors are slow, and the host may be busy.
@@ -47,7 +47,7 @@ pub(crate) struct Image {
 }
 
 /// Why there is no [`Image`]: the distribution cannot give one here, or something failed.
-pub(crate) enum NoImage {
+enum NoImage {
     /// A reason to skip.
     Unavailable(String),
     /// A reason to fail.
@@ -55,8 +55,20 @@ pub(crate) enum NoImage {
 }
 
 impl Image {
+    /// The guest's files; `None` when the test is to be skipped, which is noted.
+    pub(crate) fn for_test(test: &str, lab: &Lab) -> Outcome<Option<Self>> {
+        match Self::make(lab) {
+            Ok(image) => Ok(Some(image)),
+            Err(NoImage::Unavailable(reason)) => {
+                skip(test, &reason);
+                Ok(None)
+            }
+            Err(NoImage::Failed(reason)) => Err(reason.into()),
+        }
+    }
+
     /// Downloads the kernel's package, unless it lies in cargo's target folder, and packs the guest.
-    pub(crate) fn make(lab: &Lab) -> Result<Self, NoImage> {
+    fn make(lab: &Lab) -> Result<Self, NoImage> {
         let store = lab.target_folder().join("guest");
         let package = kernel_package().map_err(NoImage::Unavailable)?;
         let unpacked = store.join(&package);
@@ -108,6 +120,9 @@ impl Image {
         let write = |name: &str, text: &str| {
             fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"))
         };
+        write("gso_marks.c", include_str!("gso_marks.c"))?;
+        let flags = ["-static", "-O1", "-o", "bin/gso-marks", "gso_marks.c"];
+        shell(&root.display().to_string(), "gcc", &flags)?;
         write("modules/order", &MODULES.join(" "))?;
         write("init", INIT)?;
         let root = root.display().to_string();
@@ -180,6 +195,17 @@ impl Machine {
     };
 }
 
+/// A NIC of a guest with several, or of one guest among several.
+#[derive(Clone, Debug)]
+pub(crate) struct Nic {
+    /// The socket's file in the test's folder.
+    pub(crate) file: String,
+    /// The last byte of its MAC address.
+    pub(crate) mac: u8,
+    /// The rest.
+    pub(crate) machine: Machine,
+}
+
 /// A running guest.
 pub(crate) struct Guest {
     process: Process,
@@ -191,42 +217,58 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts QEMU; the guest's NIC is at the lab's socket `s`. Does not wait for the boot.
     pub(crate) fn spawn(lab: &Lab, image: &Image, machine: &Machine) -> Outcome<Self> {
-        let Machine {
-            socket,
-            nic,
-            queues,
-        } = machine;
+        let nic = Nic {
+            file: "s".to_owned(),
+            mac: 0x10,
+            machine: *machine,
+        };
+        Self::spawn_with(lab, image, "qemu", &[nic])
+    }
+
+    /// Starts one of several guests, or one with several NICs: `eth0`, `eth1`, …
+    pub(crate) fn spawn_with(lab: &Lab, image: &Image, name: &str, nics: &[Nic]) -> Outcome<Self> {
+        let processors = nics.iter().map(|nic| nic.machine.queues).max();
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-accel", "tcg", "-cpu", "max", "-m", "256"]);
-        command.args(["-smp", &queues.to_string()]);
+        command.args(["-smp", &processors.unwrap_or(1).to_string()]);
         command.args(["-machine", "pc,memory-backend=mem"]);
         command.args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"]);
         command.arg("-kernel").arg(&image.kernel);
         command.arg("-initrd").arg(&image.initramfs);
         command.args(["-append", "console=ttyS0 quiet panic=-1"]);
-        command.args(["-serial", &format!("file:{}", lab.path_text("console"))]);
+        let console = lab.path_text(&format!("{name}.console"));
+        command.args(["-serial", &format!("file:{console}")]);
         command.args([
             "-chardev",
             "stdio,id=commands,signal=off",
             "-serial",
             "chardev:commands",
         ]);
-        let qmp = lab.path("qmp");
+        let qmp = lab.path(&format!("{name}.qmp"));
         command.args([
             "-qmp",
             &format!("unix:{},server=on,wait=off", qmp.display()),
         ]);
-        let path = lab.path_text("s");
-        command.args(["-chardev", &format!("socket,id=vhost,path={path}{socket}")]);
-        let netdev = format!("vhost-user,id=net,chardev=vhost,queues={queues}");
-        command.args(["-netdev", &netdev]);
-        // QEMU 7.2 without KVM dies when the driver of a vhost-user NIC uses MSI-X.
-        let many = if *queues > 1 { ",mq=on" } else { "" };
-        let device = format!("virtio-net-pci,netdev=net,vectors=0,romfile={many}{nic}");
-        command.args(["-device", &device]);
+        for (id, nic) in nics.iter().enumerate() {
+            let Machine {
+                socket,
+                nic: options,
+                queues,
+            } = nic.machine;
+            let path = lab.path_text(&nic.file);
+            let chardev = format!("socket,id=vhost{id},path={path}{socket}");
+            command.args(["-chardev", &chardev]);
+            let netdev = format!("vhost-user,id=net{id},chardev=vhost{id},queues={queues}");
+            command.args(["-netdev", &netdev]);
+            // QEMU 7.2 without KVM dies when the driver of a vhost-user NIC uses MSI-X.
+            let many = if queues > 1 { ",mq=on" } else { "" };
+            let mac = format!("52:54:00:00:00:{:02x}", nic.mac);
+            let device = format!("virtio-net-pci,netdev=net{id},mac={mac},vectors=0,romfile=");
+            command.args(["-device", &format!("{device}{many}{options}")]);
+        }
         Ok(Self {
-            process: Process::spawn(lab, "qemu", command)?,
+            process: Process::spawn(lab, name, command)?,
             qmp,
             commands: 0,
             booted: 0,
@@ -256,23 +298,39 @@ impl Guest {
                     Some((text.to_owned(), status.to_owned()))
                 })?;
         match status.as_str() {
-            "0" => Ok(text),
+            // The end of the line before may come late.
+            "0" => Ok(text.trim_start_matches('\n').to_owned()),
             _ => Err(format!("in the guest, `{command}` returned {status}:\n{text}").into()),
         }
     }
 
     /// Did its driver accept this feature bit?
     pub(crate) fn has_feature(&mut self, bit: usize) -> Outcome<bool> {
-        let bits = self.run("cat /sys/class/net/eth0/device/features")?;
-        Ok(bits.trim().as_bytes().get(bit) == Some(&b'1'))
+        Ok(self.features("eth0")?.contains(&bit))
+    }
+
+    /// The feature bits that the driver of a NIC accepted.
+    pub(crate) fn features(&mut self, nic: &str) -> Outcome<Vec<usize>> {
+        let bits = self.run(&format!("cat /sys/class/net/{nic}/device/features"))?;
+        let bits = bits.trim().bytes().enumerate();
+        Ok(bits
+            .filter(|(_, set)| *set == b'1')
+            .map(|(bit, _)| bit)
+            .collect())
     }
 
     /// Sets its address to 10.0.0.2 and pings 10.0.0.1 until the first answer.
     pub(crate) fn reach_the_backend(&mut self) -> Outcome {
         self.run("ip addr replace 10.0.0.2/24 dev eth0; ip link set eth0 up")?;
-        self.run(
-            "n=0; until ping -c 1 -W 1 10.0.0.1 || [ $n = 60 ]; do n=$((n+1)); done; [ $n != 60 ]",
-        )
+        self.reach("10.0.0.1")
+    }
+
+    /// Pings an address until the first answer.
+    pub(crate) fn reach(&mut self, address: &str) -> Outcome {
+        let ping = format!("ping -c 1 -W 1 {address}");
+        self.run(&format!(
+            "n=0; until {ping} || [ $n = 60 ]; do n=$((n+1)); done; [ $n != 60 ]"
+        ))
         .map(|_| ())
     }
 

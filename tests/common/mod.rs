@@ -13,14 +13,16 @@
 mod driver;
 mod guest;
 mod lab;
+mod namespace;
 mod output;
 mod pair;
 mod process;
 mod testpmd;
 
 pub(crate) use driver::{Driver, ours_only};
-pub(crate) use guest::{Guest, Image, Machine, NoImage};
+pub(crate) use guest::{Guest, Image, Machine, Nic};
 pub(crate) use lab::{Lab, Memory, skip};
+pub(crate) use namespace::Namespace;
 pub(crate) use output::Output;
 pub(crate) use pair::{Backend, Frontend, pair};
 pub(crate) use process::Process;

@@ -24,6 +24,8 @@ pub(crate) struct Frontend {
     pub(crate) queues: u16,
     /// Devargs behind `path=` and `queues=`, beginning with a comma.
     pub(crate) devargs: &'static str,
+    /// More options of EAL.
+    pub(crate) eal: &'static [&'static str],
     /// The only processor to run on, for measurements.
     pub(crate) pinned: Option<u16>,
 }
@@ -82,6 +84,7 @@ impl Frontend {
         Self {
             queues,
             devargs: "",
+            eal: &[],
             pinned: None,
         }
     }
@@ -104,6 +107,7 @@ impl Frontend {
         let Self {
             queues,
             devargs,
+            eal: more,
             pinned,
         } = self;
         let socket = lab.path_text("s");
@@ -112,6 +116,7 @@ impl Frontend {
         let vdev = format!("net_virtio_user0,path={socket},queues={queues}{control}{devargs}");
         let own = queue_args(*queues);
         let mut eal = vec!["--vdev".to_owned(), vdev];
+        eal.extend(more.iter().map(|&option| option.to_owned()));
         eal.extend(pinned_to(*pinned));
         Testpmd::spawn(lab, name, &eal, &[&own[0], &own[1]])
     }

@@ -29,14 +29,27 @@ pub(crate) fn demo(args: &[String]) -> Outcome {
         }
     );
     println!();
-    let (mut back, mut front) = pair(&lab, &Backend::server(&driver, 1), &Frontend::client(1))?;
+    // A processor for each: both on one would only ever wait for each other.
+    let backend = Backend {
+        pinned: Some(0),
+        ..Backend::server(&driver, 1)
+    };
+    let frontend = Frontend {
+        devargs: ",queue_size=1024",
+        pinned: Some(1),
+        ..Frontend::client(1)
+    };
+    let (mut back, mut front) = pair(&lab, &backend, &frontend)?;
     serves(&driver, &mut back)?;
     let mut events = Events::default();
     events.print(&back);
 
     let before = back.stats(0)?;
-    front.run("start")?;
-    back.run("start tx_first 4")?;
+    // Enough packets on their way to keep both sides busy while one of them waits for a processor.
+    for testpmd in [&mut front, &mut back] {
+        testpmd.run("set fwd io retry")?;
+        testpmd.run("start tx_first 24")?;
+    }
     println!("      s    from the frontend      to the frontend");
     let started = Instant::now();
     let mut last = (started, back.stats(0)?);

@@ -23,7 +23,9 @@ const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "cpio",
+    "iproute2",
     "valgrind",
+    "python3-pyelftools",
 ];
 
 /// Half of what we ask for is enough for two testpmd with room to spare.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::command::{Finished, cargo, root, run, target};
 use crate::common::{Driver, Outcome};
 use crate::demo::built_driver;
+use crate::panic_free::panic_free;
 
 /// One line of the final table.
 pub(crate) struct Stage {
@@ -21,7 +22,7 @@ pub(crate) struct Stage {
 }
 
 /// In the order in which they run: what is quick to tell comes first.
-pub(crate) const STAGES: [Stage; 8] = [
+pub(crate) const STAGES: [Stage; 10] = [
     Stage {
         name: "fmt",
         what: "cargo fmt --check",
@@ -53,6 +54,12 @@ pub(crate) const STAGES: [Stage; 8] = [
         run: dpdk,
     },
     Stage {
+        name: "panic-free",
+        what: "no burst can reach a panic",
+        slow: false,
+        run: panic_free_bursts,
+    },
+    Stage {
         name: "c",
         what: "the C harness in c-tests, by meson",
         slow: false,
@@ -69,6 +76,12 @@ pub(crate) const STAGES: [Stage; 8] = [
         what: "a Linux guest in QEMU",
         slow: true,
         run: guest,
+    },
+    Stage {
+        name: "lines",
+        what: "the other DPDK lines: builds, symbols, packets",
+        slow: true,
+        run: dpdk_lines,
     },
 ];
 
@@ -135,6 +148,22 @@ impl Counts {
             }
         }
         // It did not build, or died before it could count.
+        if !finished.success && counts.failed == 0 {
+            counts.failed = 1;
+        }
+        counts
+    }
+
+    /// Reads our own scripts' last line, `N passed, N failed`, and the lines `SKIPPED test: reason`.
+    fn of_script(finished: &Finished) -> Self {
+        let last = finished.text.lines().last().unwrap_or_default();
+        let skips = finished.text.lines();
+        let skips = skips.filter_map(|line| line.strip_prefix("SKIPPED "));
+        let mut counts = Self {
+            passed: number_before(last, " passed"),
+            failed: number_before(last, " failed"),
+            skips: skips.map(str::to_owned).collect(),
+        };
         if !finished.success && counts.failed == 0 {
             counts.failed = 1;
         }
@@ -224,6 +253,14 @@ fn dpdk() -> Outcome<Counts> {
     Ok(counts)
 }
 
+fn panic_free_bursts() -> Outcome<Counts> {
+    panic_free(&[])?;
+    Ok(Counts {
+        passed: 1,
+        ..Counts::default()
+    })
+}
+
 fn c_harness() -> Outcome<Counts> {
     let build = root().join("build");
     if !build.join("build.ninja").exists() {
@@ -249,6 +286,11 @@ fn testpmd() -> Outcome<Counts> {
 
 fn guest() -> Outcome<Counts> {
     process_tests(runs_a_guest)
+}
+
+fn dpdk_lines() -> Outcome<Counts> {
+    let script = Command::new(root().join(".ci/dpdk-lines.sh"));
+    Ok(Counts::of_script(&run(script, PATIENCE)?))
 }
 
 /// Tests that load the plugin into other programs: one after the other, with the release build.
@@ -328,6 +370,16 @@ mod tests {
         let counts = Counts::of_cargo_test(&finished(false, "error: could not compile"));
 
         assert_eq!((counts.passed, counts.failed), (0, 1));
+    }
+
+    #[test]
+    fn a_script_that_stopped_early_counts_as_one_failure() {
+        let good = Counts::of_script(&finished(true, "SKIPPED a: b\n5 passed, 0 failed\n"));
+        let bad = Counts::of_script(&finished(false, "no such command\n"));
+
+        assert_eq!((good.passed, good.failed), (5, 0));
+        assert_eq!(good.skips, ["a: b"]);
+        assert_eq!((bad.passed, bad.failed), (0, 1));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use core::ffi::{c_int, c_uint, c_void};
 
 use super::{
-    Burst, BurstModeGet, DevInfosGet, DevOp, FwVersionGet, GetMonitorAddr, LinkUpdate, MacAddrSet,
-    MtuSet, PrivDump, QueueOp, QueueRelease, RxQueueSetup, RxqInfoGet, TxDoneCleanup, TxQueueSetup,
-    TxqInfoGet, Unused, VlanOffloadSet, XstatsGet, XstatsGetNames, rte_device, rte_eth_dev_data,
+    Burst, BurstModeGet, DescriptorStatus, DevInfosGet, DevOp, FwVersionGet, GetMonitorAddr,
+    LinkUpdate, MacAddrSet, MtuSet, PrivDump, QueueOp, QueueRelease, RxQueueSetup, RxqInfoGet,
+    TxDoneCleanup, TxQueueSetup, TxqInfoGet, Unused, VlanOffloadSet, XstatsGet, XstatsGetNames,
+    rte_device, rte_eth_dev_data,
 };
 use crate::dpdk::sys::{rte_eth_conf, rte_eth_dev_info, rte_eth_stats, rte_intr_handle};
 /// `stats_get`: the queues' counters are part of the port's.
@@ -22,8 +23,8 @@ pub struct rte_eth_dev {
     pub tx_pkt_burst: Burst,
     pub tx_pkt_prepare: Burst,
     pub rx_queue_count: RxQueueCount,
-    pub rx_descriptor_status: Unused,
-    pub tx_descriptor_status: Unused,
+    pub rx_descriptor_status: DescriptorStatus,
+    pub tx_descriptor_status: DescriptorStatus,
     pub data: *mut rte_eth_dev_data,
     pub process_private: *mut c_void,
     pub dev_ops: *const eth_dev_ops,
@@ -89,7 +90,11 @@ pub struct eth_dev_ops {
     pub dev_supported_ptypes_get: SupportedPtypesGet,
     _gap6: [Unused; 4],
     pub vlan_offload_set: VlanOffloadSet,
-    _gap7: [Unused; 5],
+    _gap7: [Unused; 1],
+    pub rx_queue_start: QueueOp,
+    pub rx_queue_stop: QueueOp,
+    pub tx_queue_start: QueueOp,
+    pub tx_queue_stop: QueueOp,
     pub rx_queue_setup: RxQueueSetup,
     pub rx_queue_release: QueueRelease,
     pub rx_queue_intr_enable: QueueOp,
@@ -129,6 +134,10 @@ layout!(eth_dev_ops, size 904, align 8 {
     fw_version_get @ 232,
     dev_supported_ptypes_get @ 240,
     vlan_offload_set @ 280,
+    rx_queue_start @ 296,
+    rx_queue_stop @ 304,
+    tx_queue_start @ 312,
+    tx_queue_stop @ 320,
     rx_queue_setup @ 328,
     rx_queue_release @ 336,
     rx_queue_intr_enable @ 344,

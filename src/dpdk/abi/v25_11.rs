@@ -3,9 +3,10 @@
 use core::ffi::{c_int, c_uint, c_void};
 
 use super::{
-    Burst, BurstModeGet, DevInfosGet, DevOp, FwVersionGet, GetMonitorAddr, LinkUpdate, MacAddrSet,
-    MtuSet, PrivDump, QueueOp, QueueRelease, RxQueueSetup, RxqInfoGet, TxDoneCleanup, TxQueueSetup,
-    TxqInfoGet, Unused, VlanOffloadSet, XstatsGet, XstatsGetNames, rte_device, rte_eth_dev_data,
+    Burst, BurstModeGet, DescriptorStatus, DevInfosGet, DevOp, FwVersionGet, GetMonitorAddr,
+    LinkUpdate, MacAddrSet, MtuSet, PrivDump, QueueOp, QueueRelease, RxQueueSetup, RxqInfoGet,
+    TxDoneCleanup, TxQueueSetup, TxqInfoGet, Unused, VlanOffloadSet, XstatsGet, XstatsGetNames,
+    rte_device, rte_eth_dev_data,
 };
 use crate::dpdk::sys::{rte_eth_conf, rte_eth_dev_info, rte_eth_stats, rte_intr_handle};
 /// `stats_get`: the queues' counters have their own struct, null when only totals are wanted.
@@ -39,9 +40,9 @@ pub struct rte_eth_dev {
     pub tx_pkt_burst: Burst,
     pub tx_pkt_prepare: Burst,
     pub rx_queue_count: RxQueueCount,
-    pub rx_descriptor_status: Unused,
+    pub rx_descriptor_status: DescriptorStatus,
     pub tx_queue_count: Unused,
-    pub tx_descriptor_status: Unused,
+    pub tx_descriptor_status: DescriptorStatus,
     pub recycle_tx_mbufs_reuse: Unused,
     pub recycle_rx_descriptors_refill: Unused,
     pub data: *mut rte_eth_dev_data,
@@ -115,7 +116,11 @@ pub struct eth_dev_ops {
     pub dev_supported_ptypes_get: SupportedPtypesGet,
     _gap7: [Unused; 4],
     pub vlan_offload_set: VlanOffloadSet,
-    _gap8: [Unused; 5],
+    _gap8: [Unused; 1],
+    pub rx_queue_start: QueueOp,
+    pub rx_queue_stop: QueueOp,
+    pub tx_queue_start: QueueOp,
+    pub tx_queue_stop: QueueOp,
     pub rx_queue_setup: RxQueueSetup,
     pub rx_queue_release: QueueRelease,
     pub rx_queue_intr_enable: QueueOp,
@@ -155,6 +160,10 @@ layout!(eth_dev_ops, size 992, align 8 {
     fw_version_get @ 264,
     dev_supported_ptypes_get @ 272,
     vlan_offload_set @ 312,
+    rx_queue_start @ 328,
+    rx_queue_stop @ 336,
+    tx_queue_start @ 344,
+    tx_queue_stop @ 352,
     rx_queue_setup @ 360,
     rx_queue_release @ 368,
     rx_queue_intr_enable @ 376,

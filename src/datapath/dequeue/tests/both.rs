@@ -438,6 +438,86 @@ fn a_pool_that_does_not_chain_gets_only_frames_that_fit() {
 }
 
 #[test]
+fn a_frame_that_is_too_long_for_a_packet_gets_a_large_buffer() {
+    for lens in [&[12, 100, 3000][..], &[5, 9000], &[]] {
+        let mut driver = modern(8).packet_room(1000);
+        driver.pool.large(9000, 1);
+        let frame = Frame::new(9000, 1);
+        let bytes = driver.with_header(&frame);
+        driver.offer(&cut(&bytes, lens));
+        let packets = driver.dequeue_packets(32);
+        assert_eq!(packets.len(), 1);
+        assert_eq!(packets[0].segment_lens(), [9000]);
+        assert!(packets[0].is_large());
+        assert_eq!(packets[0].to_vec(), frame.0);
+        driver.pool.release(&packets);
+        assert_eq!(driver.used().len(), 1);
+        assert_eq!(driver.pool.live(), 0);
+    }
+}
+
+#[test]
+fn a_frame_that_fits_a_packet_gets_no_large_buffer() {
+    let mut driver = modern(8).packet_room(1000);
+    driver.pool.large(9000, 1);
+    let frame = Frame::new(1000, 1);
+    let bytes = driver.with_header(&frame);
+    driver.offer(&cut(&bytes, &[12, 500]));
+    let packets = driver.dequeue_packets(32);
+    assert_eq!(packets[0].to_vec(), frame.0);
+    assert!(!packets[0].is_large());
+    driver.pool.release(&packets);
+}
+
+#[test]
+fn a_frame_is_chained_when_no_large_buffer_is_left_or_long_enough() {
+    let mut driver = modern(64).packet_room(1000);
+    driver.pool.large(9000, 1);
+    let frames = [9000, 2500, 9001].map(|len| Frame::new(len, 1));
+    for frame in &frames {
+        driver.send(frame);
+    }
+    let packets = driver.dequeue_packets(32);
+    let received: Vec<_> = packets
+        .iter()
+        .map(|packet| Frame(packet.to_vec()))
+        .collect();
+    assert_eq!(received, frames);
+    assert_eq!(packets[0].segment_lens(), [9000]);
+    assert_eq!(packets[1].segment_lens(), [1000, 1000, 500]);
+    assert_eq!(packets[2].segment_lens().len(), 10);
+    driver.pool.release(&packets);
+    assert_eq!(driver.pool.live(), 0);
+}
+
+#[test]
+fn without_chains_a_frame_that_finds_no_large_buffer_is_dropped() {
+    let mut driver = modern(8).packet_room(1000);
+    driver.pool.linear();
+    driver.pool.large(9000, 1);
+    let frames = [9000, 9000, 1000].map(|len| Frame::new(len, 1));
+    for frame in &frames {
+        driver.send(frame);
+    }
+    assert_eq!(driver.dequeue(32), [frames[0].clone(), frames[2].clone()]);
+    assert_eq!(driver.used().len(), 3);
+    assert_eq!(driver.counted(|c| &c.drop_no_mbuf), 1);
+    assert_eq!(driver.counted(|c| &c.mbuf_alloc_failed), 1);
+    assert_eq!(driver.pool.live(), 0);
+    driver.send(&frames[1]);
+    assert_eq!(driver.dequeue(32), frames[1..2]);
+}
+
+#[test]
+fn without_chains_a_frame_that_no_large_buffer_holds_is_dropped() {
+    let mut driver = modern(8).packet_room(1000);
+    driver.pool.linear();
+    driver.pool.large(9000, 8);
+    let head = driver.send(&Frame::new(9001, 1));
+    assert_dropped(&mut driver, head, |c| &c.drop_oversize);
+}
+
+#[test]
 fn a_frame_of_more_than_256_kb_is_dropped_and_counted() {
     let mut driver = modern(8);
     let head = driver.offer(&vec![Buffer::readable(70_000); 4]);

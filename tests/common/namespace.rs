@@ -1,0 +1,87 @@
+//! A network namespace of a test's own: the host's end of a guest's network, unseen by the machine.
+
+use std::fs::File;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::thread;
+
+use super::Outcome;
+
+/// It goes away with its last user: this, and the processes inside.
+pub(crate) struct Namespace {
+    file: File,
+}
+
+impl Namespace {
+    /// Makes an empty one; wants root.
+    pub(crate) fn new() -> Outcome<Self> {
+        let made = thread::spawn(|| {
+            // SAFETY: moves the calling thread, which ends below, to a new namespace; no memory.
+            if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            File::open("/proc/thread-self/ns/net")
+        });
+        let made = made.join().map_err(|_| "the namespace's thread panicked")?;
+        let file = made.map_err(|error| format!("a network namespace: {error}"))?;
+        Ok(Self { file })
+    }
+
+    /// The beginning of a command line that runs the rest inside.
+    pub(crate) fn wrapper(&self) -> [String; 2] {
+        let (process, file) = (std::process::id(), self.file.as_raw_fd());
+        [
+            "nsenter".to_owned(),
+            format!("--net=/proc/{process}/fd/{file}"),
+        ]
+    }
+
+    /// Runs a short program inside, which must succeed, and returns what it printed.
+    pub(crate) fn run(&self, line: &str) -> Outcome<String> {
+        let [program, file] = self.wrapper();
+        let output = Command::new(program)
+            .arg(file)
+            .args(line.split_whitespace())
+            .output()
+            .map_err(|error| format!("{line}: {error}"))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        match output.status.success() {
+            true => Ok(text),
+            false => {
+                let words = String::from_utf8_lossy(&output.stderr);
+                Err(format!("{line}: {}{text}", words.trim()).into())
+            }
+        }
+    }
+
+    /// A socket that listens inside.
+    pub(crate) fn listen(&self, address: SocketAddr) -> Outcome<TcpListener> {
+        self.inside(move || TcpListener::bind(address))
+    }
+
+    /// A socket for datagrams inside, with any port.
+    pub(crate) fn datagrams(&self) -> Outcome<UdpSocket> {
+        self.inside(|| UdpSocket::bind("0.0.0.0:0"))
+    }
+
+    /// A socket stays in the namespace of the thread that made it.
+    fn inside<T: Send + 'static>(
+        &self,
+        make: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Outcome<T> {
+        let file = self.file.try_clone();
+        let file = file.map_err(|error| format!("a network namespace: {error}"))?;
+        let made = thread::spawn(move || {
+            // SAFETY: moves the calling thread, which ends below, to the namespace that the
+            // descriptor names; no memory.
+            if unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            make()
+        });
+        let made = made.join().map_err(|_| "the namespace's thread panicked")?;
+        Ok(made.map_err(|error| format!("a socket in a network namespace: {error}"))?)
+    }
+}

@@ -1,0 +1,390 @@
+//! TCP streams, floods and ping-pong through a real guest: Linux in QEMU on one side, and on the
+//! other the host's own network stack behind a tap that testpmd bridges to our port.
+#![cfg(feature = "dpdk")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Driver, Guest, Image, Lab, Machine, Namespace, Nic, Outcome, SOON, Testpmd};
+
+/// One NIC of the guest, its port and its tap. The names of link 2: socket `s2`, guest's `eth2` with
+/// 10.0.2.2, host's `tap2` with 10.0.2.1, testpmd's ports 4 and 5.
+struct Link {
+    /// What the port is given behind `iface=`.
+    devargs: &'static str,
+    /// What QEMU's NIC is given.
+    nic: &'static str,
+    accepted: &'static [usize],
+    refused: &'static [usize],
+}
+
+const CSUM: usize = 0;
+const GUEST_CSUM: usize = 1;
+const MRG_RXBUF: usize = 15;
+const EVENT_IDX: usize = 29;
+const INDIRECT_DESC: usize = 28;
+const MQ: usize = 22;
+const RING_PACKED: usize = 34;
+
+/// Every value of every choice, not every combination: split and packed; buffers mergeable or not;
+/// checksums left to the device or not; event index and indirect tables on and off. (DPDK's tap takes
+/// no frame above 1522 bytes, so larger ones go from guest to guest.)
+const LINKS: &[Link] = &[
+    Link {
+        devargs: "",
+        nic: "",
+        accepted: &[MRG_RXBUF, EVENT_IDX, INDIRECT_DESC],
+        refused: &[RING_PACKED],
+    },
+    Link {
+        devargs: "",
+        nic: ",mrg_rxbuf=off,event_idx=off,csum=off,guest_csum=off",
+        accepted: &[INDIRECT_DESC],
+        refused: &[MRG_RXBUF, EVENT_IDX, CSUM, GUEST_CSUM],
+    },
+    Link {
+        devargs: "",
+        nic: ",packed=on",
+        accepted: &[RING_PACKED, MRG_RXBUF, EVENT_IDX, INDIRECT_DESC],
+        refused: &[],
+    },
+    Link {
+        devargs: "",
+        nic: ",packed=on,mrg_rxbuf=off,indirect_desc=off",
+        accepted: &[RING_PACKED, EVENT_IDX],
+        refused: &[MRG_RXBUF, INDIRECT_DESC],
+    },
+    Link {
+        devargs: "",
+        nic: ",packed=on,event_idx=off,csum=off,guest_csum=off",
+        accepted: &[RING_PACKED, MRG_RXBUF],
+        refused: &[EVENT_IDX, CSUM, GUEST_CSUM],
+    },
+    Link {
+        devargs: "",
+        nic: ",mrg_rxbuf=off,indirect_desc=off",
+        accepted: &[EVENT_IDX],
+        refused: &[RING_PACKED, MRG_RXBUF, INDIRECT_DESC],
+    },
+];
+
+/// Two queue pairs, and a processor of the guest for each.
+const LINKS_OF_2_QUEUES: &[Link] = &[
+    Link {
+        devargs: "",
+        nic: "",
+        accepted: &[MQ],
+        refused: &[RING_PACKED],
+    },
+    Link {
+        devargs: "",
+        nic: ",packed=on",
+        accepted: &[MQ, RING_PACKED],
+        refused: &[],
+    },
+];
+
+/// So much flows in each stream.
+const STREAM: usize = 4 << 20;
+
+/// A testpmd inside the namespace that joins each link's port with its tap.
+fn bridge(lab: &Lab, namespace: &Namespace, links: &[Link], queues: u16) -> Outcome<Testpmd> {
+    let driver = Driver::under_test()?;
+    let mut eal = driver.eal_args();
+    for (id, link) in links.iter().enumerate() {
+        let socket = lab.path_text(&format!("s{id}"));
+        let devargs = link.devargs;
+        let port = format!("net_vhost{id},iface={socket},queues={queues}{devargs}");
+        let tap = format!("net_tap{id},iface=tap{id}");
+        eal.extend(["--vdev".to_owned(), port, "--vdev".to_owned(), tap]);
+    }
+    let wrapper = namespace.wrapper();
+    let own = [
+        format!("--rxq={queues}"),
+        format!("--txq={queues}"),
+        "--total-num-mbufs=32768".to_owned(),
+    ];
+    let mut testpmd = Testpmd::spawn_under(
+        &wrapper.each_ref().map(String::as_str),
+        lab,
+        "backend",
+        &eal,
+        &own.each_ref().map(String::as_str),
+    )?;
+    testpmd.ready()?;
+    for id in 0..links.len() {
+        namespace.run(&format!("ip link set tap{id} up"))?;
+        namespace.run(&format!("ip addr add 10.0.{id}.1/24 dev tap{id}"))?;
+    }
+    testpmd.run("set fwd io retry")?;
+    testpmd.run("start")?;
+    Ok(testpmd)
+}
+
+fn nics(links: &[Link], queues: u16) -> Vec<Nic> {
+    let nic = |(id, link): (u8, &Link)| Nic {
+        file: format!("s{id}"),
+        mac: id,
+        machine: Machine {
+            socket: "",
+            nic: link.nic,
+            queues,
+        },
+    };
+    (0..).zip(links).map(nic).collect()
+}
+
+/// The driver negotiated what the link is there for, and packets flow.
+fn bring_up(guest: &mut Guest, id: usize, link: &Link) -> Outcome {
+    let features = guest.features(&format!("eth{id}"))?;
+    println!("link {id}: {}, negotiated {features:?}", link.nic);
+    for bit in link.accepted {
+        assert!(
+            features.contains(bit),
+            "link {id}: feature {bit} was not negotiated"
+        );
+    }
+    for bit in link.refused {
+        assert!(
+            !features.contains(bit),
+            "link {id}: feature {bit} was negotiated"
+        );
+    }
+    guest.run(&format!(
+        "ip addr add 10.0.{id}.2/24 dev eth{id}; ip link set eth{id} up"
+    ))?;
+    guest.reach(&format!("10.0.{id}.1"))
+}
+
+/// Bytes without a pattern.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..length / 8).flat_map(|_| next()).collect()
+}
+
+/// What both sides' `sha256sum` prints of the same bytes.
+fn sha256(lab: &Lab, bytes: &[u8]) -> Outcome<String> {
+    let file = lab.path("bytes");
+    std::fs::write(&file, bytes).map_err(|error| format!("{}: {error}", file.display()))?;
+    let output = Command::new("sha256sum").arg(&file).output();
+    let output = output.map_err(|error| format!("sha256sum: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(text
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+/// The next connection; no test waits for ever.
+fn accept(listener: &TcpListener) -> Outcome<TcpStream> {
+    let failed = |error: std::io::Error| format!("accept: {error}");
+    listener.set_nonblocking(true).map_err(failed)?;
+    let deadline = Instant::now() + SOON;
+    let stream = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
+                return Err(failed(error).into());
+            }
+            Err(_) if Instant::now() >= deadline => return Err("no connection came".into()),
+            Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    stream.set_nonblocking(false).map_err(failed)?;
+    stream.set_read_timeout(Some(SOON)).map_err(failed)?;
+    stream.set_write_timeout(Some(SOON)).map_err(failed)?;
+    Ok(stream)
+}
+
+/// Sends all of `bytes` on the next connection and returns what comes back meanwhile.
+fn converse(listener: &TcpListener, bytes: &[u8]) -> Outcome<Vec<u8>> {
+    let stream = accept(listener)?;
+    let (mut reader, mut writer) = (&stream, &stream);
+    thread::scope(|scope| {
+        let sent = scope.spawn(move || {
+            writer.write_all(bytes)?;
+            stream_end(writer)
+        });
+        let mut received = Vec::new();
+        let read = reader.read_to_end(&mut received);
+        let sent = sent.join().map_err(|_| "the sender panicked")?;
+        sent.map_err(|error| format!("sending a stream: {error}"))?;
+        read.map_err(|error| format!("a stream after {} bytes: {error}", received.len()))?;
+        Ok(received)
+    })
+}
+
+fn stream_end(stream: &TcpStream) -> std::io::Result<()> {
+    stream.shutdown(Shutdown::Write)
+}
+
+/// Runs `nc` in the guest against the host, which sends `bytes`; returns what the host got and the
+/// hash of what the guest got.
+fn stream(
+    guest: &mut Guest,
+    listener: &TcpListener,
+    bytes: &[u8],
+    guest_sends: &str,
+) -> Outcome<(Vec<u8>, String)> {
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let (ip, port) = (address.ip(), address.port());
+    thread::scope(|scope| {
+        let host = scope.spawn(|| converse(listener, bytes));
+        let hash = guest.run(&format!(
+            "nc {ip} {port} <{guest_sends} >/got && sha256sum </got"
+        ));
+        let received = host.join().map_err(|_| "the host's side panicked")?;
+        let hash = hash?
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        Ok((received?, hash))
+    })
+}
+
+/// One stream to the guest, and then one in each direction at once.
+fn streams(lab: &Lab, guest: &mut Guest, namespace: &Namespace, id: u8) -> Outcome {
+    let bytes = noise(STREAM);
+    let hash = sha256(lab, &bytes)?;
+    let address = SocketAddr::from((Ipv4Addr::new(10, 0, id, 1), 5001));
+    let listener = namespace.listen(address)?;
+    let started = Instant::now();
+    let (back, arrived) = stream(guest, &listener, &bytes, "/dev/null")?;
+    assert_eq!((back.len(), &arrived), (0, &hash), "to the guest");
+    let one_way = started.elapsed();
+    guest.run("mv /got /data")?;
+    let (back, arrived) = stream(guest, &listener, &bytes, "/data")?;
+    assert_eq!(arrived, hash, "to the guest, with the other direction busy");
+    assert_eq!(sha256(lab, &back)?, hash, "from the guest");
+    println!(
+        "link {id}: {STREAM} bytes in {one_way:.1?}, then both ways, {:.1?} in all",
+        started.elapsed()
+    );
+    Ok(())
+}
+
+/// Each packet waits for the one before, so one notification that is lost shows at once.
+fn ping_pong(guest: &mut Guest, namespace: &Namespace, id: usize) -> Outcome {
+    const COUNT: u32 = 300;
+    let ping = format!("ping -A -q -c {COUNT} -W 5 10.0.{id}");
+    for text in [
+        guest.run(&format!("{ping}.1"))?,
+        namespace.run(&format!("busybox {ping}.2"))?,
+    ] {
+        assert!(text.contains(" 0% packet loss"), "link {id}: {text}");
+    }
+    Ok(())
+}
+
+/// More datagrams than the guest can take; afterwards it must still answer at once.
+fn flood(guest: &mut Guest, namespace: &Namespace, id: u8) -> Outcome {
+    let socket = namespace.datagrams()?;
+    let to = SocketAddr::from((Ipv4Addr::new(10, 0, id, 2), 9));
+    let until = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < until {
+        // A full queue and the guest's answer that nobody listens there are errors, too.
+        let _ = socket.send_to(&[0; 1000], to);
+    }
+    guest
+        .run(&format!("ping -q -c 5 -i 0.05 -W 5 10.0.{id}.1"))
+        .map(|_| ())
+}
+
+#[test]
+fn streams_floods_and_ping_pong_through_each_kind_of_ring() -> Outcome {
+    let test = "guest-streams";
+    let lab = Lab::new(test)?;
+    let Some(image) = Image::for_test(test, &lab)? else {
+        return Ok(());
+    };
+    let namespace = Namespace::new()?;
+    let mut back = bridge(&lab, &namespace, LINKS, 1)?;
+    let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics(LINKS, 1))?;
+    guest.wait_for_boot()?;
+    for (id, link) in (0_u8..).zip(LINKS) {
+        let index = usize::from(id);
+        bring_up(&mut guest, index, link)?;
+        ping_pong(&mut guest, &namespace, index)?;
+        streams(&lab, &mut guest, &namespace, id)?;
+        flood(&mut guest, &namespace, id)?;
+        ping_pong(&mut guest, &namespace, index)?;
+    }
+    guest.quit()?;
+    back.wait_for_link(0, false)?;
+    back.quit()?;
+    lab.finish()
+}
+
+#[test]
+fn streams_through_2_queues_at_once() -> Outcome {
+    let test = "guest-streams-2-queues";
+    let lab = Lab::new(test)?;
+    let Some(image) = Image::for_test(test, &lab)? else {
+        return Ok(());
+    };
+    let namespace = Namespace::new()?;
+    let mut back = bridge(&lab, &namespace, LINKS_OF_2_QUEUES, 2)?;
+    let nics = nics(LINKS_OF_2_QUEUES, 2);
+    let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics)?;
+    guest.wait_for_boot()?;
+    let bytes = noise(STREAM);
+    let hash = sha256(&lab, &bytes)?;
+    for (id, link) in (0_u8..).zip(LINKS_OF_2_QUEUES) {
+        bring_up(&mut guest, id.into(), link)?;
+        let listen = |port| {
+            let address = Ipv4Addr::new(10, 0, id, 1);
+            namespace.listen(SocketAddr::from((address, port)))
+        };
+        let listeners = [listen(5001)?, listen(5002)?];
+        stream(&mut guest, &listeners[0], &bytes, "/dev/null")?;
+        guest.run("mv /got /data")?;
+        let nc = |processor, port| {
+            format!("taskset {processor} nc 10.0.{id}.1 {port} </data >/got{processor}")
+        };
+        let both = format!(
+            "{} & {}; wait; sha256sum /got1 /got2",
+            nc(1, 5001),
+            nc(2, 5002)
+        );
+        thread::scope(|scope| -> Outcome {
+            let bytes = &bytes;
+            let hosts = listeners
+                .each_ref()
+                .map(|listener| scope.spawn(move || converse(listener, bytes)));
+            let hashes = guest.run(&both)?;
+            assert_eq!(
+                hashes.matches(&hash).count(),
+                2,
+                "{hashes}, expected {hash}"
+            );
+            for host in hosts {
+                let received = host.join().map_err(|_| "the host's side panicked")??;
+                assert!(received == *bytes, "link {id}: other bytes came back");
+            }
+            Ok(())
+        })?;
+        let xstats = back.xstats(2 * u16::from(id))?;
+        for counter in ["rx_q0", "rx_q1", "tx_q0", "tx_q1"] {
+            let counter = format!("{counter}_good_packets");
+            let count = xstats.iter().find(|(name, _)| *name == counter);
+            let many = count.is_some_and(|(_, packets)| *packets > 100);
+            assert!(many, "link {id}: {counter}: {count:?}");
+        }
+    }
+    guest.quit()?;
+    back.quit()?;
+    lab.finish()
+}
