@@ -4,49 +4,21 @@
 //! split_ring`.
 #![no_main]
 
+#[path = "common.rs"]
+mod common;
+
+use common::{address, commands, features, length};
 use libfuzzer_sys::fuzz_target;
-use rte_net_vhost::testing::{APART, BUFFERS, FakeDriver, Frame, NEXT, RINGS};
-use rte_net_vhost::virtio_net::{VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
-
-/// An address of one of the kinds that matter, so that a few bytes can name it.
-fn address(kind: u8, skip: u16) -> u64 {
-    let skip = u64::from(skip);
-    match kind & 7 {
-        0..=2 => BUFFERS.start + skip,
-        3 => BUFFERS.end.wrapping_sub(skip & 0xff),
-        4 => NEXT.end - (skip & 0xff),
-        5 => APART.end - (skip & 0xff),
-        6 => RINGS.start + skip,
-        _ => skip << 48,
-    }
-}
-
-/// A length, short ones more often.
-fn length(code: u8) -> u32 {
-    match code {
-        0..=199 => code.into(),
-        200..=247 => u32::from(code - 199) * 97,
-        _ => u32::MAX >> (code & 7) * 3,
-    }
-}
+use rte_net_vhost::testing::{BUFFERS, FakeDriver, Frame};
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&[shift, features], commands)) = data.split_first_chunk() else {
+    let Some((&[shift, acked], rest)) = data.split_first_chunk() else {
         return;
     };
-    let mut driver = FakeDriver::split(1 << (shift % 8)).packet_room(256);
-    let bits = [
-        VIRTIO_F_VERSION_1,
-        VIRTIO_NET_F_MRG_RXBUF,
-        VIRTIO_F_EVENT_IDX,
-    ];
-    for (nth, bit) in bits.into_iter().enumerate() {
-        if features & 1 << nth != 0 {
-            driver = driver.feature(bit);
-        }
-    }
+    let driver = FakeDriver::split(1 << (shift % 8)).packet_room(256);
+    let mut driver = features(driver, acked);
     driver.pool.limit(64);
-    for &[what, a, b, c, d, e, f, g] in commands.as_chunks::<8>().0 {
+    for &[what, a, b, c, d, e, f, g] in commands(rest) {
         match what % 8 {
             // A descriptor, in the ring or in the bytes that tables are made of.
             0..=3 => {

@@ -4,7 +4,7 @@
 use super::copy::{Room, Slots, copy_in, copy_piece, read_header};
 use super::counters::add;
 use super::offload::take_up;
-use super::{OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
+use super::{IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
 use crate::memory::{Cursor, GuestRange};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
@@ -71,7 +71,9 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         let sources = sources.as_slice();
         let found = sources.len();
         if let Some(first) = sources.first() {
-            run.prefetch_used(count(found));
+            if F & IN_ORDER == 0 {
+                run.prefetch_used(count(found));
+            }
             let packets = out.get_mut(received..received + found).unwrap_or_default();
             if !pool.allocate(packets) {
                 add(&counters.mbuf_alloc_failed, found as u64);
@@ -94,10 +96,16 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
                     }
                 }
             }
-            for (nth, source) in (0..).zip(sources).skip(1) {
-                run.put_used(nth, source.id, 0);
+            if F & IN_ORDER != 0 {
+                let last = sources.last().unwrap_or(first);
+                ring.push_batch(last.id, count(found));
+                ring.take(count(found));
+            } else {
+                for (nth, source) in (0..).zip(sources).skip(1) {
+                    run.put_used(nth, source.id, 0);
+                }
+                ring.end_run(count(found), first.id, 0);
             }
-            ring.end_run(count(found), first.id, 0);
             received += found;
         }
         if found == usize::from(wanted) {
@@ -110,8 +118,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         let walked = match look::<R, F>(ring, chain, &mut cursor, longest, counters) {
             Look::Nothing => break,
             Look::Dropped { id, slots } => {
-                ring.push_used(id, slots, 0);
-                ring.take(slots);
+                give_back::<R, F>(ring, id, slots);
                 continue;
             }
             Look::Frame(walked) => walked,
@@ -136,16 +143,14 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             pool.release(std::slice::from_ref(packet));
             add(&counters.mbuf_alloc_failed, 1);
             add(&counters.drop_no_mbuf, 1);
-            ring.push_used(walked.id, walked.slots, 0);
-            ring.take(walked.slots);
+            give_back::<R, F>(ring, walked.id, walked.slots);
             continue;
         }
         let header = match large {
             Some(header) => Some(header),
             None => copy_frame::<P, F>(chain, &mut cursor, pool, packet),
         };
-        ring.push_used(walked.id, walked.slots, 0);
-        ring.take(walked.slots);
+        give_back::<R, F>(ring, walked.id, walked.slots);
         let Some(header) = header else {
             // The pool is dry; another long frame would be copied in vain too.
             add(&counters.mbuf_alloc_failed, 1);
@@ -200,6 +205,17 @@ fn gather<'m, R: Run, const F: u32>(
         }
         sources.push(Source { buffer, id });
     }
+}
+
+/// Takes a chain and gives it back; nothing is ever written to it.
+#[inline(always)]
+fn give_back<R: Ring, const F: u32>(ring: &mut R, id: u16, slots: u16) {
+    if F & IN_ORDER != 0 {
+        ring.push_batch(id, slots);
+    } else {
+        ring.push_used(id, slots, 0);
+    }
+    ring.take(slots);
 }
 
 /// The general body: walks the chain at the front of the ring, whatever it looks like.

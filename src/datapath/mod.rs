@@ -30,6 +30,9 @@ const MERGEABLE: u32 = 2;
 /// `F`: the driver may ask for something in the header of a frame that it sends.
 const OFFLOADS: u32 = 4;
 
+/// `F`: chains of a burst come back in one used entry (`VIRTIO_F_IN_ORDER`).
+const IN_ORDER: u32 = 8;
+
 /// Bytes of the virtio-net header with features `F` (VIRTIO 1.2, 5.1.6).
 const fn header_len(f: u32) -> usize {
     if f & HEADER_12 != 0 { 12 } else { 10 }

@@ -3,9 +3,10 @@
 
 use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
-use super::{HEADER_12, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
+use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
 use crate::virtio_net::{
-    VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF, driver_asks,
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF,
+    driver_asks,
 };
 use crate::virtqueue::{Layout, PackedRing, Ring, SplitRing, Virtqueue};
 
@@ -32,6 +33,10 @@ fn flags(features: u64) -> u32 {
     if driver_asks(features) {
         flags |= OFFLOADS;
     }
+    // No driver has the one without the other; if one did, entry by entry is right too.
+    if header_12 && has(VIRTIO_F_IN_ORDER) {
+        flags |= IN_ORDER;
+    }
     flags
 }
 
@@ -43,13 +48,20 @@ pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
     }
 }
 
+/// Both of these.
+const IN_ORDER_12: u32 = IN_ORDER | HEADER_12;
+/// Both of these.
+const OFFLOADS_12: u32 = OFFLOADS | HEADER_12;
+
 fn dequeue<R: Ring, P: PacketPool>(features: u64) -> DequeueBurst<P> {
     // Mergeable buffers only matter on the way to the guest.
-    match flags(features) & (HEADER_12 | OFFLOADS) {
+    match flags(features) & (HEADER_12 | IN_ORDER | OFFLOADS) {
         0 => dequeue_burst::<R, P, 0>,
-        HEADER_12 => dequeue_burst::<R, P, HEADER_12>,
         OFFLOADS => dequeue_burst::<R, P, OFFLOADS>,
-        _ => dequeue_burst::<R, P, { HEADER_12 | OFFLOADS }>,
+        HEADER_12 => dequeue_burst::<R, P, HEADER_12>,
+        IN_ORDER_12 => dequeue_burst::<R, P, IN_ORDER_12>,
+        OFFLOADS_12 => dequeue_burst::<R, P, OFFLOADS_12>,
+        _ => dequeue_burst::<R, P, { IN_ORDER_12 | OFFLOADS }>,
     }
 }
 
@@ -62,7 +74,8 @@ pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
 }
 
 fn enqueue<R: Ring, P: Release>(features: u64) -> EnqueueBurst<P> {
-    // On that way it is the packets that ask.
+    // On that way it is the packets that ask. Used entries have lengths there, so each chain needs
+    // its own.
     match flags(features) & (HEADER_12 | MERGEABLE) {
         0 => enqueue_burst::<R, P, 0>,
         HEADER_12 => enqueue_burst::<R, P, HEADER_12>,

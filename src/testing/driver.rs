@@ -301,6 +301,12 @@ impl FakeDriver {
         either!(mut self, side => side.used(&self.memory))
     }
 
+    /// How many entries told the driver of the chains that [`used`](Self::used) gave so far: fewer
+    /// when they are used in order.
+    pub fn used_entries(&self) -> usize {
+        either!(self, side => side.entries)
+    }
+
     /// The first `used.len` bytes of the chain that was offered at `used.head`.
     pub fn written(&self, used: Used) -> Vec<u8> {
         let head = u16::try_from(used.head).unwrap();

@@ -33,6 +33,8 @@ pub(super) struct PackedSide {
     /// Ids that were made available and did not come back, in order.
     in_flight: VecDeque<u16>,
     in_order: bool,
+    /// Used entries that were read.
+    pub(super) entries: usize,
 }
 
 impl PackedSide {
@@ -49,6 +51,7 @@ impl PackedSide {
             ids: (0..size).rev().map(|id| id ^ 0x2a5a).collect(),
             in_flight: VecDeque::new(),
             in_order: false,
+            entries: 0,
         }
     }
 
@@ -200,6 +203,7 @@ impl PackedSide {
                 0 => 0,
                 _ => (words & 0xffff_ffff) as u32,
             };
+            self.entries += 1;
             if self.in_order {
                 // One descriptor for a batch: it names the last id, and stands at the first place.
                 while let Some(&id) = self.in_flight.front()

@@ -21,6 +21,8 @@ pub(super) struct SplitSide {
     /// Heads that were made available and did not come back, in order.
     in_flight: VecDeque<u16>,
     in_order: bool,
+    /// Used entries that were read.
+    pub(super) entries: usize,
 }
 
 impl SplitSide {
@@ -39,6 +41,7 @@ impl SplitSide {
             free: (0..size).collect(),
             in_flight: VecDeque::new(),
             in_order: false,
+            entries: 0,
         }
     }
 
@@ -114,6 +117,7 @@ impl SplitSide {
             let element = u64::from_le_bytes(element.try_into().unwrap());
             let last = (element & 0xffff_ffff) as u32;
             let len = (element >> 32) as u32;
+            self.entries += 1;
             if self.in_order {
                 // One element for a batch: it names the last head, and stands at the first place.
                 let most = index.wrapping_sub(self.used_seen);

@@ -23,6 +23,9 @@ pub struct Segment {
 /// longest chain, direct and indirect part. A packet of 64 KB in one-byte buffers needs that many.
 const MAX_STEPS: u32 = 65_536;
 
+/// The most buffers that are kept of one packet's chains.
+const MAX_SEGMENTS: usize = 65_536 + 64;
+
 /// Buffers of one or more chains. The room for them is made once, for a burst does not allocate.
 #[derive(Debug)]
 pub struct Chain {
@@ -51,12 +54,12 @@ pub struct Reserved {
 }
 
 impl Chain {
-    /// Room for a packet's chains on a ring of `size`: twice the longest chain, so that it may have
-    /// an indirect part and buffers that cross regions, or as many chains as the ring has.
+    /// Room for a packet's chains on a ring of `size`: as many chains as the ring has, with tables of
+    /// 16 buffers each; twice the longest chain in any case, so that its buffers may cross regions.
     pub fn new(size: u16) -> Self {
         let size = usize::from(size);
         Self {
-            segments: vec![Segment::default(); 2 * size + 64].into(),
+            segments: vec![Segment::default(); (16 * size + 64).min(MAX_SEGMENTS)].into(),
             len: 0,
             heads: vec![Reserved::default(); size].into(),
             chains: 0,

@@ -59,3 +59,6 @@ impl Notifier {
 
 #[cfg(test)]
 pub(super) mod tests;
+
+#[cfg(all(test, loom))]
+mod model;

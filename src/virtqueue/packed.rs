@@ -316,6 +316,14 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
+    fn push_batch(&mut self, id: u16, slots: u16) {
+        let next = self.next_used;
+        let at = self.withheld.map_or(next, |first| first.at);
+        self.withheld = Some(Withheld { at, id, len: 0 });
+        self.next_used = next.after(slots, self.size);
+    }
+
+    #[inline(always)]
     fn publish_used(&mut self) -> bool {
         let Some(first) = self.withheld.take() else {
             return false;

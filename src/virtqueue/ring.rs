@@ -89,6 +89,11 @@ pub trait Ring {
     /// Gives a chain back with `len` bytes written.
     fn push_used(&mut self, id: u16, slots: u16, len: u32);
 
+    /// Gives a chain back with nothing written, and all before it in this burst with it: one entry
+    /// names the last of them, at the place of the first (`VIRTIO_F_IN_ORDER`; 2.7.9, 2.8.9). A burst
+    /// gives back in this way alone, or not at all.
+    fn push_batch(&mut self, id: u16, slots: u16);
+
     /// Makes all that was given back visible to the driver; whether there was anything.
     fn publish_used(&mut self) -> bool;
 

@@ -33,6 +33,8 @@ pub struct SplitRing {
     /// Next used element to write; ahead of what is published during a burst.
     next_used: u16,
     published: u16,
+    /// What names the chains of this burst, when one element is to do it.
+    batch: Option<u16>,
     /// `used.idx` as found, when it differed from the base that the frontend sent.
     resumed: Option<u16>,
     /// No call was decided yet since the ring started; the first one is unconditional, for the
@@ -102,6 +104,7 @@ impl SplitRing {
             next_available: found,
             next_used: found,
             published: found,
+            batch: None,
             resumed: (found != config.base).then_some(found),
             first_call: true,
         })
@@ -259,9 +262,18 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
+    fn push_batch(&mut self, id: u16, slots: u16) {
+        self.batch = Some(id);
+        self.next_used = self.next_used.wrapping_add(slots);
+    }
+
+    #[inline(always)]
     fn publish_used(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
+        }
+        if let Some(id) = self.batch.take() {
+            self.used.set(self.published, id, 0);
         }
         // Release: the elements, and the data they tell of, before the index (2.7.8.2).
         self.used_index.store(self.next_used, Ordering::Release);

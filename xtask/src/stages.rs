@@ -43,7 +43,7 @@ pub(crate) const STAGES: [Stage; 10] = [
     },
     Stage {
         name: "loom",
-        what: "the model of the gate",
+        what: "the models of the gate and of notifications",
         slow: true,
         run: loom,
     },
@@ -234,10 +234,10 @@ fn loom() -> Outcome<Counts> {
     let mut command = cargo(&["test", "--release", "--lib"]);
     command.args(NO_DPDK).arg("--target-dir").arg(folder);
     // The name selects the tests; the rest of the crate does not run under the model.
-    command.arg("gate").env("RUSTFLAGS", "--cfg loom");
+    command.arg("model").env("RUSTFLAGS", "--cfg loom");
     let counts = Counts::of_cargo_test(&run(command, PATIENCE)?);
     match counts.passed + counts.failed {
-        0 => Err("there is no test of the gate to run".into()),
+        0 => Err("there is no model to run".into()),
         _ => Ok(counts),
     }
 }

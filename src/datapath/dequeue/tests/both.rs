@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use super::{SIZES, ring};
 use crate::datapath::{QueueCounters, Release};
 use crate::testing::{APART, BUFFERS, Buffer, FakeDriver, Frame, NEXT, UNMAPPED, Used};
-use crate::virtio_net::VIRTIO_F_VERSION_1;
+use crate::virtio_net::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
 use crate::virtqueue::{VRING_DESC_F_INDIRECT, VRING_DESC_F_WRITE};
 
 pub(super) fn modern(size: u16) -> FakeDriver {
@@ -648,4 +648,30 @@ fn the_work_of_a_burst_is_bounded_whatever_the_chains_are() {
     assert_eq!(driver.dequeue(32), []);
     assert!(begin.elapsed().as_millis() < 1000, "{:?}", begin.elapsed());
     assert_ne!(driver.used(), [], "the burst makes progress");
+}
+
+#[test]
+fn a_burst_that_is_used_in_order_comes_back_in_one_entry() {
+    for &size in SIZES.iter().filter(|&&size| size >= 8) {
+        let mut driver = modern(size).feature(VIRTIO_F_IN_ORDER);
+        for round in 0..5 {
+            let frames = [1, 2, 3, 4, 5].map(|seed| Frame::new(300, seed + round));
+            let mut heads = Vec::new();
+            for (nth, frame) in frames.iter().enumerate() {
+                let bytes = driver.with_header(frame);
+                // Chains of one descriptor and more, and one without a frame.
+                let lens = if nth % 2 == 1 { &[12][..] } else { &[] };
+                heads.push(driver.offer(&cut(&bytes, lens)));
+            }
+            heads.push(driver.offer(&[Buffer::readable(3)]));
+            assert_eq!(driver.dequeue(32), frames);
+            let expected = heads.into_iter().map(|head| Used {
+                head: head.into(),
+                len: 0,
+            });
+            assert_eq!(driver.used(), expected.collect::<Vec<_>>());
+            assert_eq!(driver.used_entries(), usize::from(round) + 1);
+            assert_eq!(driver.counted(short), u64::from(round) + 1);
+        }
+    }
 }

@@ -285,6 +285,18 @@ fn a_frame_may_be_merged_over_256_chains_and_more() {
 }
 
 #[test]
+fn a_frame_may_be_merged_over_tables_of_small_buffers() {
+    let mut driver = mergeable(16);
+    for _ in 0..16 {
+        let table = driver.indirect(&vec![Buffer::writable(20); 16]);
+        driver.offer(&[table]);
+    }
+    let frame = Frame::new(5000, 1);
+    assert_eq!(driver.enqueue(std::slice::from_ref(&frame)), 1);
+    assert_eq!(driver.frames(), [frame]);
+}
+
+#[test]
 fn a_frame_that_lacks_buffers_takes_none() {
     let mut driver = mergeable(8);
     driver.offer(&[Buffer::writable(100)]);
