@@ -276,7 +276,7 @@ fn run(driver: &mut FakeDriver, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
     fn nothing_that_a_guest_writes_does_harm(

@@ -115,6 +115,10 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             continue;
         }
 
+        if ring.available(1) == 0 {
+            // A packed ring tells only now that it is empty.
+            break;
+        }
         let walked = match look::<R, F>(ring, chain, &mut cursor, longest, counters) {
             Look::Nothing => break,
             Look::Dropped { id, slots } => {
