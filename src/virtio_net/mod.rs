@@ -24,8 +24,6 @@ pub use plan::{Plan, Refused};
 pub const VIRTIO_NET_F_CSUM: u32 = 0;
 /// The driver takes frames with a partial checksum (bit number).
 pub const VIRTIO_NET_F_GUEST_CSUM: u32 = 1;
-/// Maximum MTU offered (bit number).
-pub const VIRTIO_NET_F_MTU: u32 = 3;
 /// The driver takes large frames of TCP over IPv4 (bit number).
 pub const VIRTIO_NET_F_GUEST_TSO4: u32 = 7;
 /// The driver takes large frames of TCP over IPv6 (bit number).
@@ -44,18 +42,6 @@ pub const VIRTIO_NET_F_HOST_ECN: u32 = 13;
 pub const VIRTIO_NET_F_HOST_UFO: u32 = 14;
 /// The driver can merge receive buffers (bit number).
 pub const VIRTIO_NET_F_MRG_RXBUF: u32 = 15;
-/// Control queue (bit number).
-pub const VIRTIO_NET_F_CTRL_VQ: u32 = 17;
-/// Control of receive modes (bit number).
-pub const VIRTIO_NET_F_CTRL_RX: u32 = 18;
-/// The driver can announce itself (bit number).
-pub const VIRTIO_NET_F_GUEST_ANNOUNCE: u32 = 21;
-/// Several queue pairs (bit number).
-pub const VIRTIO_NET_F_MQ: u32 = 22;
-/// Any layout of descriptors; always so with [`VIRTIO_F_VERSION_1`] (bit number).
-pub const VIRTIO_F_ANY_LAYOUT: u32 = 27;
-/// Indirect descriptors (bit number).
-pub const VIRTIO_F_INDIRECT_DESC: u32 = 28;
 /// Event indices (bit number).
 pub const VIRTIO_F_EVENT_IDX: u32 = 29;
 /// VIRTIO 1.0 and later (bit number).
