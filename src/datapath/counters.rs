@@ -48,7 +48,7 @@ pub struct QueueCounters {
 
 /// Adds without a locked instruction: there is one writer.
 #[inline(always)]
-pub(super) fn add(counter: &AtomicU64, count: u64) {
+pub fn add(counter: &AtomicU64, count: u64) {
     let sum = counter.load(Ordering::Relaxed).wrapping_add(count);
     counter.store(sum, Ordering::Relaxed);
 }

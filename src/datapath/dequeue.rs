@@ -4,11 +4,13 @@
 use super::copy::{Room, Slots, copy_in, copy_piece, read_header};
 use super::counters::add;
 use super::offload::take_up;
-use super::{IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, header_len};
+use super::{
+    IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
+};
 use crate::memory::{Cursor, GuestRange};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
-    Chain, Notified, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
+    Chain, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
 };
 
 /// The longest frame that is taken from a driver. Segmentation offload ends at 64 KB and some
@@ -167,13 +169,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         }
         received += 1;
     }
-    if ring.publish_used() {
-        match notifier.notify(ring) {
-            Notified::Called => add(&counters.guest_notifications, 1),
-            Notified::Failed => add(&counters.guest_notifications_error, 1),
-            Notified::Suppressed => {}
-        }
-    }
+    publish(ring, notifier, counters);
     tally.flush(counters);
     received
 }
@@ -389,13 +385,6 @@ impl<T: Packet> Build<T> {
         self.close(pool);
         pool.allocate(std::slice::from_mut(&mut self.current))
     }
-}
-
-/// A number of packets of one pass, which is at most [`PASS`].
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "at most PASS")]
-fn count(packets: usize) -> u16 {
-    packets as u16
 }
 
 #[cfg(test)]

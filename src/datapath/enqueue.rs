@@ -3,11 +3,13 @@
 
 use super::copy::{Room, Slots, copy_out, write_plain_header_12};
 use super::counters::add;
-use super::{HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, header_len};
+use super::{
+    HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
+};
 use crate::memory::{Cursor, GuestRange};
 use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
-    Chain, Notified, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE, Virtqueue, Walk, Walked,
 };
 
@@ -90,13 +92,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
             }
         }
     }
-    if ring.publish_used() {
-        match notifier.notify(ring) {
-            Notified::Called => add(&counters.guest_notifications, 1),
-            Notified::Failed => add(&counters.guest_notifications_error, 1),
-            Notified::Suppressed => {}
-        }
-    }
+    publish(ring, notifier, counters);
     tally.flush(counters);
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
@@ -328,13 +324,6 @@ impl<'m> Scatter<'_, 'm> {
         range.prefetch_for_write(0);
         Some(range)
     }
-}
-
-/// A number of packets of one pass, or of chains: at most [`PASS`], or the ring's size.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "see above")]
-fn count(packets: usize) -> u16 {
-    packets as u16
 }
 
 #[cfg(test)]

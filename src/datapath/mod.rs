@@ -14,11 +14,13 @@ mod offload;
 mod packet;
 mod select;
 
-pub use counters::{QueueCounters, SIZE_BINS, Tally};
+pub use counters::{QueueCounters, SIZE_BINS, Tally, add};
 pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 // What a packet is asked, in the words of the layer below.
 pub use crate::virtio_net::{Asked, Headers, Ip, Transport, ip_checksum_is_right};
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
+
+use crate::virtqueue::{Notified, Notifier, Ring};
 
 /// The most packets that go through one pass of the short body.
 const PASS: usize = 64;
@@ -29,11 +31,30 @@ const HEADER_12: u32 = 1;
 const MERGEABLE: u32 = 2;
 /// `F`: the driver may ask for something in the header of a frame that it sends.
 const OFFLOADS: u32 = 4;
-
 /// `F`: chains of a burst come back in one used entry (`VIRTIO_F_IN_ORDER`).
 const IN_ORDER: u32 = 8;
 
 /// Bytes of the virtio-net header with features `F` (VIRTIO 1.2, 5.1.6).
 const fn header_len(f: u32) -> usize {
     if f & HEADER_12 != 0 { 12 } else { 10 }
+}
+
+/// A number of packets of one pass, or of chains: at most [`PASS`], or the ring's size.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "see above")]
+const fn count(packets: usize) -> u16 {
+    packets as u16
+}
+
+/// Ends a burst: the driver sees what was given back, and is called when it wants to be.
+#[inline(always)]
+fn publish<R: Ring>(ring: &mut R, notifier: &Notifier, counters: &QueueCounters) {
+    if !ring.publish_used() {
+        return;
+    }
+    match notifier.notify(ring) {
+        Notified::Called => add(&counters.guest_notifications, 1),
+        Notified::Failed => add(&counters.guest_notifications_error, 1),
+        Notified::Suppressed => {}
+    }
 }

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::datapath::QueueCounters;
+pub(super) use crate::datapath::add;
 
 /// Bytes that a VLAN tag adds to a frame.
 pub(super) const VLAN_TAG: u16 = 4;
@@ -40,13 +41,6 @@ pub(super) struct Basic {
     pub(super) packets: u64,
     pub(super) bytes: u64,
     pub(super) missed: u64,
-}
-
-/// Adds without a locked instruction: only the poller writes.
-#[inline(always)]
-pub(super) fn add(counter: &AtomicU64, count: u64) {
-    let sum = counter.load(Ordering::Relaxed).wrapping_add(count);
-    counter.store(sum, Ordering::Relaxed);
 }
 
 impl QueueStats {
