@@ -157,12 +157,14 @@ impl Device {
         }
     }
 
-    /// Hands vring `index` to the port if it is complete and it is our turn.
-    fn start(&mut self, index: u16) {
+    /// Hands vring `index` to the port if it is complete; `false` when it must wait for the turn.
+    fn start(&mut self, index: u16) -> bool {
         let (features, memory) = (self.features, self.memory.clone());
-        let Some(vring) = self.at(index) else { return };
+        let Some(vring) = self.at(index) else {
+            return true;
+        };
         if vring.running || vring.rejected || !vring.setup.complete() {
-            return;
+            return true;
         }
         let virtqueue = match vring.setup.activate(memory.as_ref(), features) {
             Ok(virtqueue) => virtqueue,
@@ -175,11 +177,11 @@ impl Device {
                     }
                     _ => say!(Warn, self.iface(), "vring {index} not ready: {error}"),
                 }
-                return;
+                return true;
             }
         };
         if !self.take_turn() {
-            return;
+            return false;
         }
         if let Some(found) = virtqueue.resumed() {
             say!(
@@ -199,13 +201,16 @@ impl Device {
             );
         }
         let events = Arc::clone(&place.events);
-        let Some(vring) = self.at(index) else { return };
+        let Some(vring) = self.at(index) else {
+            return true;
+        };
         vring.running = true;
         vring.spare = spare;
         if !vring.kick_told && vring.setup.kick().is_some() {
             vring.kick_told = true;
             events.kick_changed(index, vring.setup.kick());
         }
+        true
     }
 
     fn take_turn(&mut self) -> bool {
@@ -303,11 +308,13 @@ impl Device {
     /// raises the events. Any of these may close the port.
     pub(super) fn settle(&mut self) {
         let end = u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
+        // Asked once: a turn that comes while we are at it would begin in the middle of the vrings.
+        let mut waits = false;
         for index in 0..end {
             if self.ending() {
                 return;
             }
-            self.start(index);
+            waits = waits || !self.start(index);
             if self.is(index, |vring| vring.running) {
                 let told = self.at(index).map(|vring| vring.told);
                 if told == Some(Told::NotReady) || told == Some(Told::Forgotten) && self.up {
