@@ -13,6 +13,7 @@ pub mod port;
 pub mod session;
 
 pub mod datapath;
+pub mod dma;
 pub mod virtqueue;
 
 pub mod devargs;
