@@ -5,7 +5,8 @@ use super::copy::{Room, Slots, copy_in, copy_piece, read_header};
 use super::counters::add;
 use super::offload::take_up;
 use super::{
-    IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
+    IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, ask_ahead, count,
+    header_len, publish,
 };
 use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::Header;
@@ -45,6 +46,7 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     let Virtqueue {
         ring,
         memory,
+        lookaside,
         notifier,
         chain,
         ..
@@ -54,7 +56,10 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     if ring.available(1) == 0 {
         return 0;
     }
-    let mut cursor = S::cursor(memory);
+    // And by how the driver's addresses are to be read.
+    let Some(mut cursor) = S::cursor(memory, lookaside) else {
+        return 0;
+    };
     let mut tally = Tally::default();
     let room = pool.room();
     let longest = if pool.chains() {
@@ -169,7 +174,7 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
         }
         received += 1;
     }
-    publish(ring, notifier, counters);
+    publish(ring, notifier, cursor, counters);
     tally.flush(counters);
     received
 }
@@ -230,7 +235,11 @@ fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     chain.clear();
     let header = header_len(F) as u64;
     let walked = match ring.walk(0, chain, cursor) {
-        Walk::Nothing | Walk::Miss { .. } => return Look::Nothing,
+        Walk::Nothing => return Look::Nothing,
+        Walk::Miss { slots } => {
+            ask_ahead(ring, chain, cursor, slots);
+            return Look::Nothing;
+        }
         Walk::Malformed { id, slots } => {
             add(&counters.drop_bad_desc, 1);
             return Look::Dropped { id, slots };

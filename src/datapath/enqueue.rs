@@ -4,7 +4,8 @@
 use super::copy::{Room, Slots, copy_out, write_plain_header_12};
 use super::counters::add;
 use super::{
-    HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
+    HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, ask_ahead, count,
+    header_len, publish,
 };
 use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan, Refused};
@@ -42,13 +43,17 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
     let Virtqueue {
         ring,
         memory,
+        lookaside,
         notifier,
         chain,
         ..
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut cursor = S::cursor(memory);
+    // And by how the driver's addresses are to be read.
+    let Some(mut cursor) = S::cursor(memory, lookaside) else {
+        return 0;
+    };
     let mut tally = Tally::default();
     let mut taken = 0;
     chain.begin_burst();
@@ -92,7 +97,7 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
             }
         }
     }
-    publish(ring, notifier, counters);
+    publish(ring, notifier, cursor, counters);
     tally.flush(counters);
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
@@ -201,7 +206,11 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
         }
         let before = chain.len();
         let (walked, id, more) = match ring.walk(slots, chain, cursor) {
-            Walk::Nothing | Walk::Miss { .. } => return Outcome::NoRoom,
+            Walk::Nothing => return Outcome::NoRoom,
+            Walk::Miss { slots: more } => {
+                ask_ahead(ring, chain, cursor, slots.saturating_add(more));
+                return Outcome::NoRoom;
+            }
             Walk::Malformed { id, slots } => (None, id, slots),
             Walk::Complete(walked) => {
                 let writable = |segment: &Segment| segment.writable;

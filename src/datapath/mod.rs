@@ -20,7 +20,8 @@ pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 pub use crate::virtio_net::{Asked, Datagram, Headers, Ip, Transport, ip_checksum_is_right};
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
-use crate::virtqueue::{Notified, Notifier, Ring};
+use crate::memory::{Lookups, Translate};
+use crate::virtqueue::{Chain, Notified, Notifier, Ring, Walk, Walked};
 
 /// The most packets that go through one pass of the short body.
 const PASS: usize = 64;
@@ -48,7 +49,17 @@ const fn count(packets: usize) -> u16 {
 
 /// Ends a burst: the driver sees what was given back, and is called when it wants to be.
 #[inline(always)]
-fn publish<R: Ring>(ring: &mut R, notifier: &Notifier, counters: &QueueCounters) {
+fn publish<'m, R: Ring>(
+    ring: &mut R,
+    notifier: &Notifier,
+    cursor: impl Translate<'m>,
+    counters: &QueueCounters,
+) {
+    let Lookups { hits, misses } = cursor.finish();
+    if hits | misses != 0 {
+        add(&counters.iotlb_hits, hits);
+        add(&counters.iotlb_misses, misses);
+    }
     if !ring.publish_used() {
         return;
     }
@@ -56,5 +67,34 @@ fn publish<R: Ring>(ring: &mut R, notifier: &Notifier, counters: &QueueCounters)
         Notified::Called => add(&counters.guest_notifications, 1),
         Notified::Failed => add(&counters.guest_notifications_error, 1),
         Notified::Suppressed => {}
+    }
+}
+
+/// After a miss that nobody asked for before: asks for what the chains behind it need, from slot
+/// `first` on, so that the answers come together.
+#[cold]
+#[inline(never)]
+fn ask_ahead<'m, R: Ring, T: Translate<'m>>(
+    ring: &R,
+    chain: &mut Chain,
+    cursor: &mut T,
+    first: u16,
+) {
+    if !cursor.asked() {
+        return;
+    }
+    let available = ring.available(ring.size());
+    let mut nth = first;
+    for _ in 0..PASS {
+        chain.clear();
+        if nth >= available || chain.exhausted() {
+            break;
+        }
+        let slots = match ring.walk(nth, chain, cursor) {
+            Walk::Nothing => break,
+            Walk::Miss { slots } | Walk::Malformed { slots, .. } => slots,
+            Walk::Complete(Walked { slots, .. }) => slots,
+        };
+        nth = nth.saturating_add(slots.max(1));
     }
 }

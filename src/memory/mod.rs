@@ -4,18 +4,22 @@
 //! A [`MemoryTable`] is immutable and shared by [`Arc`](std::sync::Arc): whoever can translate an
 //! address also keeps the mapping alive. Nothing here takes a lock.
 
+mod iotlb;
+mod lookaside;
 mod region;
 mod shared;
 mod table;
 mod translate;
 
+pub use iotlb::{Access, Extent, Iotlb, IovaRange, Miss};
+pub use lookaside::{IotlbCursor, Lookaside, Questions, Translated};
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
     Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestU16s, GuestUsed,
     GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
-pub use translate::{Fault, Physical, Piece, Space, Translate};
+pub use translate::{Fault, Lookups, Physical, Piece, Space, Translate};
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,7 +1,7 @@
 //! From the addresses that a driver writes into descriptors to bytes.
 #![forbid(unsafe_code)]
 
-use super::{Cursor, Descriptor, Gpa, GuestRange, Iova, MemoryTable};
+use super::{Cursor, Descriptor, Gpa, GuestRange, Iova, Lookaside, MemoryTable};
 
 /// Why an address has no bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,15 @@ pub struct Piece {
     pub gpa: Gpa,
     /// How many there are; 0 only when no more were wanted.
     pub len: usize,
+}
+
+/// How often a burst looked for a translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// It was known.
+    pub hits: u64,
+    /// It was not.
+    pub misses: u64,
 }
 
 /// Finds what the addresses in descriptors mean, for one direction of the ring.
@@ -44,6 +53,21 @@ pub trait Translate<'m> {
 
     /// For what is already known to be guest-physical.
     fn memory(&mut self) -> &mut Cursor<'m>;
+
+    /// Whether this burst has missed something that nobody asked for before.
+    #[inline(always)]
+    fn asked(&self) -> bool {
+        false
+    }
+
+    /// Ends the burst: the questions go out.
+    #[inline(always)]
+    fn finish(self) -> Lookups
+    where
+        Self: Sized,
+    {
+        Lookups::default()
+    }
 
     /// The descriptor at `at` in an indirect table.
     ///
@@ -99,8 +123,12 @@ pub trait Space {
     /// Translates them during a burst.
     type Cursor<'m>: Translate<'m>;
 
-    /// A cursor for the descriptors of a ring whose buffers lie in `memory`.
-    fn cursor(memory: &MemoryTable) -> Self::Cursor<'_>;
+    /// A cursor for the descriptors of a ring whose buffers lie in `memory`; `None` when it is another
+    /// space's ring, by its `lookaside`.
+    fn cursor<'m>(
+        memory: &'m MemoryTable,
+        lookaside: &'m mut Option<Box<Lookaside>>,
+    ) -> Option<Self::Cursor<'m>>;
 }
 
 /// Guest-physical addresses.
@@ -111,7 +139,10 @@ impl Space for Physical {
     type Cursor<'m> = Cursor<'m>;
 
     #[inline(always)]
-    fn cursor(memory: &MemoryTable) -> Cursor<'_> {
-        memory.cursor()
+    fn cursor<'m>(
+        memory: &'m MemoryTable,
+        _lookaside: &'m mut Option<Box<Lookaside>>,
+    ) -> Option<Cursor<'m>> {
+        Some(memory.cursor())
     }
 }

@@ -23,7 +23,7 @@ pub use packed::PackedRing;
 pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
 pub use split::SplitRing;
 
-use crate::memory::{AreaError, MemoryTable, Uva};
+use crate::memory::{AreaError, Lookaside, MemoryTable, Uva};
 
 /// The descriptor continues in the one that `next` names (VIRTIO 1.2, 2.7.5).
 pub const VRING_DESC_F_NEXT: u16 = 1;
@@ -81,6 +81,8 @@ pub struct Virtqueue {
     pub ring: Layout,
     /// Where its buffers lie.
     pub memory: Arc<MemoryTable>,
+    /// What the addresses of buffers mean behind an IOMMU; without one they are guest-physical.
+    pub lookaside: Option<Box<Lookaside>>,
     /// Who is told about used buffers.
     pub notifier: Notifier,
     /// Scratch for chains of more than one descriptor.
@@ -109,6 +111,7 @@ impl Virtqueue {
         Ok(Self {
             ring,
             memory: Arc::clone(memory),
+            lookaside: None,
             notifier: Notifier::new(call),
             chain: Chain::new(config.size),
             features,

@@ -262,6 +262,7 @@ impl Ring for PackedRing {
         let mut bytes = 0;
         let mut id = 0;
         let mut fits = true;
+        let mut missed = false;
         let mut slots = 0;
         loop {
             let at = self.at(nth.wrapping_add(slots));
@@ -289,11 +290,15 @@ impl Ring for PackedRing {
                 Ok(more) => bytes += more,
                 // Walk on: all of its descriptors go back.
                 Err(Fault::Malformed) => fits = false,
-                Err(Fault::Miss) => return Walk::Miss { slots },
+                // Walk on, to ask for the rest.
+                Err(Fault::Miss) => missed = true,
             }
             let last = descriptor.flags & VRING_DESC_F_NEXT == 0;
             if last && fits {
-                return Walk::Complete(Walked { id, slots, bytes });
+                return match missed {
+                    true => Walk::Miss { slots },
+                    false => Walk::Complete(Walked { id, slots, bytes }),
+                };
             }
             if last || slots == self.size || nth.wrapping_add(slots) >= self.size {
                 return Walk::Malformed { id, slots };
