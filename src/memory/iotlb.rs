@@ -1,15 +1,17 @@
 //! What a frontend told of its IOMMU: which I/O virtual addresses mean which guest-physical ones.
 //!
 //! The [`Iotlb`] of a device is written by the thread of its connection alone. Lcores read it when
-//! their own cache ([`Lookaside`](super::Lookaside)) has no answer, and never wait for the writer:
-//! what is locked just now counts as not known yet.
+//! their own cache ([`Lookaside`](super::Lookaside)) has no answer, and never wait: what another
+//! thread has locked just now counts as not known yet.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
+mod sorted;
 
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+
+use self::sorted::{Position, Sorted};
 use super::{Gpa, Iova};
 
 /// What a device may do with memory: bits for reading and writing, as in `IOTLB_MSG`.
@@ -61,6 +63,19 @@ impl IovaRange {
         Some(Self { first: at.0, last })
     }
 
+    /// `at` and all behind it.
+    pub fn from(at: Iova) -> Self {
+        Self {
+            first: at.0,
+            last: u64::MAX,
+        }
+    }
+
+    /// The numbers of the pages of `1 << bits` bytes that it touches.
+    pub fn pages(self, bits: u32) -> RangeInclusive<u64> {
+        self.first >> bits..=self.last >> bits
+    }
+
     /// Whether `at` is among them.
     pub fn contains(self, at: Iova) -> bool {
         (self.first..=self.last).contains(&at.0)
@@ -77,8 +92,8 @@ impl IovaRange {
 pub struct Miss {
     /// The first byte that is not known.
     pub iova: Iova,
-    /// What it is wanted for.
-    pub access: Access,
+    /// What it is needed for.
+    pub need: Access,
 }
 
 /// Bytes that lie side by side in both kinds of addresses, around the one that was asked for.
@@ -92,7 +107,7 @@ pub struct Extent {
     pub len: u64,
 }
 
-/// A translation. It begins at its key in the map.
+/// A translation. It begins at its key.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     last: u64,
@@ -110,7 +125,7 @@ impl Entry {
 /// All translations, and how many there may be.
 #[derive(Debug)]
 pub(super) struct Entries {
-    map: BTreeMap<u64, Entry>,
+    sorted: Sorted<Entry>,
     limit: usize,
     /// Where the search for an entry to give up goes on.
     hand: u64,
@@ -118,41 +133,45 @@ pub(super) struct Entries {
 
 impl Entries {
     /// The entry that holds `at`.
-    fn at(&self, at: u64) -> Option<(u64, Entry)> {
-        let (&first, &entry) = self.map.range(..=at).next_back()?;
-        (entry.last >= at).then_some((first, entry))
+    fn at(&self, at: u64) -> Option<(Position, u64, Entry)> {
+        let position = self.sorted.until(at)?;
+        let (first, entry) = self.sorted.get(position)?;
+        (entry.last >= at).then_some((position, first, entry))
     }
 
     /// Whether `at` may be used for `need`.
     pub(super) fn knows(&self, at: Iova, need: Access) -> bool {
         self.at(at.0)
-            .is_some_and(|(_, entry)| entry.access.covers(need))
+            .is_some_and(|(_, _, entry)| entry.access.covers(need))
     }
 
     /// What lies around `at`. When that ends before `want` bytes, up to `most` entries that go on
     /// where it ends are added. `None` when `at` is not known, or not for `need`.
     pub(super) fn extent(&self, at: Iova, want: u64, need: Access, most: usize) -> Option<Extent> {
-        let (first, entry) = self.at(at.0)?;
+        let (mut position, first, entry) = self.at(at.0)?;
         if !entry.access.covers(need) {
             return None;
         }
         let wanted = at.0.saturating_add(want.saturating_sub(1));
         let shift = entry.shift(first);
         let mut last = entry.last;
-        if last < wanted {
-            let behind = self.map.range((Bound::Excluded(last), Bound::Unbounded));
-            for (&next, entry) in behind.take(most) {
-                let goes_on = last.checked_add(1) == Some(next)
-                    && entry.shift(next) == shift
-                    && entry.access.covers(need);
-                if !goes_on {
-                    break;
-                }
-                last = entry.last;
-                if last >= wanted {
-                    break;
-                }
+        for _ in 0..most {
+            if last >= wanted {
+                break;
             }
+            let Some(next) = self.sorted.after(position) else {
+                break;
+            };
+            let Some((key, entry)) = self.sorted.get(next) else {
+                break;
+            };
+            let goes_on = last.checked_add(1) == Some(key)
+                && entry.shift(key) == shift
+                && entry.access.covers(need);
+            if !goes_on {
+                break;
+            }
+            (position, last) = (next, entry.last);
         }
         Some(Extent {
             iova: Iova(first),
@@ -163,22 +182,23 @@ impl Entries {
 
     /// Takes one entry out that overlaps `range`.
     fn take(&mut self, range: IovaRange) -> Option<(u64, Entry)> {
-        let (&first, &entry) = self.map.range(..=range.last).next_back()?;
+        let position = self.sorted.until(range.last)?;
+        let (first, entry) = self.sorted.get(position)?;
         if entry.last < range.first {
             return None;
         }
-        self.map.remove(&first);
+        self.sorted.remove(position);
         Some((first, entry))
     }
 
     /// Gives up an entry, another one each time.
     fn evict(&mut self) {
-        let next = self.map.range(self.hand..).next();
-        let Some((&first, _)) = next.or_else(|| self.map.first_key_value()) else {
-            return;
-        };
-        self.map.remove(&first);
-        self.hand = first.saturating_add(1);
+        if let Some(position) = self.sorted.behind(self.hand)
+            && let Some((first, _)) = self.sorted.get(position)
+        {
+            self.sorted.remove(position);
+            self.hand = first;
+        }
     }
 
     fn insert(&mut self, range: IovaRange, gpa: Gpa, access: Access) -> bool {
@@ -200,11 +220,13 @@ impl Entries {
                 beside.push((next, Entry { gpa, ..old }));
             }
         }
-        while self.map.len() >= self.limit {
+        while self.sorted.len() >= self.limit {
             self.evict();
         }
-        self.map.extend(beside);
-        self.map.insert(range.first, new);
+        for (first, entry) in beside {
+            self.sorted.insert(first, entry);
+        }
+        self.sorted.insert(range.first, new);
         changed
     }
 }
@@ -212,7 +234,7 @@ impl Entries {
 /// The translations of a device.
 #[derive(Debug)]
 pub struct Iotlb {
-    entries: RwLock<Entries>,
+    entries: Mutex<Entries>,
     /// Moves on whenever what was asked for may have to be asked for again.
     age: AtomicU64,
 }
@@ -220,8 +242,8 @@ pub struct Iotlb {
 impl Default for Iotlb {
     fn default() -> Self {
         Self {
-            entries: RwLock::new(Entries {
-                map: BTreeMap::new(),
+            entries: Mutex::new(Entries {
+                sorted: Sorted::default(),
                 limit: Self::LEAST,
                 hand: 0,
             }),
@@ -238,13 +260,17 @@ impl Iotlb {
 
     // A panic elsewhere leaves entries, each of which is whole.
 
-    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets `look` see the entries; `None` while they change.
+    /// Lets `look` see the entries; `None` when another thread has them just now.
     pub(super) fn look<R>(&self, look: impl FnOnce(&Entries) -> R) -> Option<R> {
-        let entries = self.entries.try_read().ok()?;
+        let entries = match self.entries.try_lock() {
+            Ok(entries) => entries,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
         Some(look(&entries))
     }
 
@@ -252,12 +278,12 @@ impl Iotlb {
     /// an address before. Then nobody may go on with what is cached: see
     /// [`Lookaside::forget`](super::Lookaside::forget).
     pub fn insert(&self, range: IovaRange, gpa: Gpa, access: Access) -> bool {
-        self.write().insert(range, gpa, access)
+        self.entries().insert(range, gpa, access)
     }
 
     /// Removes each translation that has an address of `range`.
     pub fn remove(&self, range: IovaRange) {
-        let mut entries = self.write();
+        let mut entries = self.entries();
         while entries.take(range).is_some() {}
         drop(entries);
         self.ask_again();
@@ -267,8 +293,8 @@ impl Iotlb {
     /// be: a translation for each 4 KB, within limits.
     pub fn clear(&self, memory: u64) {
         let limit = usize::try_from(memory / 4096).unwrap_or(usize::MAX);
-        let mut entries = self.write();
-        let old = std::mem::take(&mut entries.map);
+        let mut entries = self.entries();
+        let old = std::mem::take(&mut entries.sorted);
         entries.limit = limit.clamp(Self::LEAST, Self::MOST);
         drop(entries);
         // Freeing many takes its time; nobody should wait for it.
@@ -279,20 +305,18 @@ impl Iotlb {
     /// What lies around `at`, in as many entries as `want` bytes take. `None` when it is not known,
     /// or not for `need`.
     pub fn extent(&self, at: Iova, want: u64, need: Access) -> Option<Extent> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.entries();
         entries.extent(at, want, need, usize::MAX)
     }
 
     /// Whether `at` may be used for `need`.
     pub fn knows(&self, at: Iova, need: Access) -> bool {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries.knows(at, need)
+        self.entries().knows(at, need)
     }
 
     /// Number of translations.
     pub fn len(&self) -> usize {
-        let entries = self.entries.read();
-        entries.unwrap_or_else(PoisonError::into_inner).map.len()
+        self.entries().sorted.len()
     }
 
     /// Whether there is none.

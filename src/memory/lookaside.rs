@@ -4,7 +4,7 @@
 //! until [`Lookaside::forget`]: whoever changes a translation calls that while no burst runs.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use super::shared::{Place, words};
 use super::{
@@ -116,8 +116,10 @@ impl Questions {
 
     /// Notes a question; whether there was room, and nobody else had the list.
     fn note(&self, miss: Miss) -> bool {
-        let Ok(mut list) = self.list.try_lock() else {
-            return false;
+        let mut list = match self.list.try_lock() {
+            Ok(list) => list,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
         };
         let len = list.len;
         let Some(place) = list.items.get_mut(len) else {
@@ -319,12 +321,6 @@ impl<'m> IotlbCursor<'m> {
 
     /// Asks for `at`, and for all pages after it up to `len` bytes.
     fn miss(&mut self, at: Iova, len: u64, need: Access) -> Fault {
-        // Who may write may as well read what it wrote; frontends are used to that question.
-        let access = if need == Access::READ {
-            Access::READ
-        } else {
-            Access::BOTH
-        };
         let (iotlb, asker, asked) = (self.iotlb, &mut *self.asker, &mut self.asked);
         let age = iotlb.age();
         let last = at.0.saturating_add(len - 1);
@@ -334,7 +330,7 @@ impl<'m> IotlbCursor<'m> {
                 let iova = Iova(page);
                 // More than it remembers would be asked again and again.
                 if *asked < ASKED && !entries.knows(iova, need) {
-                    *asked += usize::from(asker.ask(Miss { iova, access }, age));
+                    *asked += usize::from(asker.ask(Miss { iova, need }, age));
                 }
                 match (page | (PAGE - 1)).checked_add(1) {
                     Some(next) if next <= last => page = next,

@@ -132,6 +132,7 @@ pub(super) fn offer(config: &PortConfig) -> Offer {
         linear_buffer: config.linear_buffer,
         ext_buffer: config.ext_buffer,
         datagrams: config.tso && can_tell_datagrams(),
+        iommu: config.iommu_support,
     }
 }
 

@@ -116,11 +116,17 @@ pub struct Offer {
     pub ext_buffer: bool,
     /// Packets can say that they stand for datagrams, not for fragments of one.
     pub datagrams: bool,
+    /// The device may be behind an IOMMU.
+    pub iommu: bool,
 }
 
 /// The virtio features that a port offers.
 pub fn word(offer: Offer) -> u64 {
-    offered() & !withdrawn(offer) | added(offer)
+    let iommu = match offer.iommu {
+        true => VIRTIO_F_IOMMU_PLATFORM,
+        false => 0,
+    };
+    offered() & !withdrawn(offer) | added(offer) | iommu
 }
 
 /// The ones that the C driver does not have. By default there are none: a driver that acked one
@@ -237,7 +243,7 @@ mod tests {
                 tso,
                 linear_buffer,
                 ext_buffer,
-                datagrams: false,
+                ..Offer::default()
             };
             // The C driver also offers the dirty log.
             word(offer) | VHOST_F_LOG_ALL
@@ -251,6 +257,21 @@ mod tests {
     }
 
     #[test]
+    fn an_iommu_is_a_bit_more() {
+        for tso in [false, true] {
+            let plain = Offer {
+                tso,
+                ..Offer::default()
+            };
+            let iommu = Offer {
+                iommu: true,
+                ..plain
+            };
+            assert_eq!(word(iommu) ^ word(plain), 1 << 33);
+        }
+    }
+
+    #[test]
     fn uso_comes_with_tso_and_with_nothing_else() {
         for (tso, linear_buffer, ext_buffer) in (0..8).map(|n| (n & 1 != 0, n & 2 != 0, n & 4 != 0))
         {
@@ -258,7 +279,7 @@ mod tests {
                 tso,
                 linear_buffer,
                 ext_buffer,
-                datagrams: false,
+                ..Offer::default()
             };
             let with = Offer {
                 datagrams: true,

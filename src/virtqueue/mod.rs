@@ -23,7 +23,7 @@ pub use packed::PackedRing;
 pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
 pub use split::SplitRing;
 
-use crate::memory::{AreaError, Lookaside, MemoryTable, Uva};
+use crate::memory::{Access, AreaError, Lookaside, MemoryTable, Uva};
 
 /// The descriptor continues in the one that `next` names (VIRTIO 1.2, 2.7.5).
 pub const VRING_DESC_F_NEXT: u16 = 1;
@@ -72,6 +72,28 @@ pub struct RingConfig {
     pub packed: bool,
     /// `VIRTIO_F_EVENT_IDX` was negotiated.
     pub event_idx: bool,
+}
+
+impl RingConfig {
+    /// Lengths of the three areas in bytes, event words included, and what the device does there.
+    pub fn needs(&self) -> [(u64, Access); 3] {
+        let n = u64::from(self.size);
+        let event = if self.event_idx { 2 } else { 0 };
+        if self.packed {
+            let event = 4;
+            [
+                (16 * n, Access::BOTH),
+                (event, Access::READ),
+                (event, Access::WRITE),
+            ]
+        } else {
+            [
+                (16 * n, Access::READ),
+                (4 + 2 * n + event, Access::READ),
+                (4 + 8 * n + event, Access::BOTH),
+            ]
+        }
+    }
 }
 
 /// A ring that an lcore can poll.
