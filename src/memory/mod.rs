@@ -10,6 +10,7 @@ mod region;
 mod shared;
 mod table;
 mod translate;
+mod uffd;
 
 pub use iotlb::{Access, Extent, Iotlb, IovaRange, Miss};
 pub use lookaside::{IotlbCursor, Lookaside, Questions, Translated};
@@ -20,6 +21,7 @@ pub use shared::{
 };
 pub use table::{AreaError, MemoryTable, TableError};
 pub use translate::{Fault, Lookups, Physical, Piece, Space, Translate};
+pub use uffd::Userfault;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

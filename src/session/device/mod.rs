@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod iommu;
+mod postcopy;
 mod regions;
 mod requests;
 
 pub(super) use iommu::IotlbMessage;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +21,9 @@ use self::iommu::Asking;
 use super::bell::Bell;
 use super::error::RequestError;
 use super::features::VHOST_USER_PROTOCOL_F_STATUS;
+use super::postcopy::Postcopy;
 use super::say;
+use super::spawn::Spawn;
 use super::turn::{Turn, Vid};
 use super::vring::{SetupError, Translated, VringSetup};
 use super::{DeviceInfo, SessionConfig, SessionEvents};
@@ -40,6 +44,9 @@ pub(super) struct Place {
     pub(super) bell: Arc<Bell>,
     /// The port is closing: no more events.
     pub(super) ending: Arc<AtomicBool>,
+    pub(super) spawn: Arc<dyn Spawn>,
+    /// The frontend's.
+    pub(super) socket: Arc<UnixStream>,
     pub(super) vid: Vid,
 }
 
@@ -84,6 +91,9 @@ pub(super) struct Device {
     /// What the frontend told of its IOMMU.
     iotlb: Arc<Iotlb>,
     asking: Asking,
+    postcopy: Option<Postcopy>,
+    /// Where the regions of the request at hand were mapped, when the frontend has to know.
+    pub(super) bases: Option<Vec<u64>>,
     /// For requests to the frontend. It takes an end of file for the end of the device.
     channel: Option<OwnedFd>,
     vrings: Vec<Vring>,
@@ -111,6 +121,8 @@ impl Device {
             memory: None,
             iotlb: Arc::default(),
             asking: Asking::default(),
+            postcopy: None,
+            bases: None,
             channel: None,
             vrings: Vec::new(),
             up: false,
@@ -183,7 +195,8 @@ impl Device {
         }
         let (features, memory) = (self.features, self.memory.clone());
         let translated = self.translated(index);
-        let Some(vring) = self.at(index) else {
+        let untouchable = self.postcopy.as_ref().is_some_and(Postcopy::awaits_ack);
+        let Some(vring) = self.at(index).filter(|_| !untouchable) else {
             return true;
         };
         let activated = vring
@@ -244,6 +257,9 @@ impl Device {
             vring.kick_told = true;
             events.kick_changed(index, vring.setup.kick());
         }
+        // The driver may wait for what an earlier backend, or an earlier turn of ours, gave back
+        // without a word, and whoever sleeps on our side for what was offered meanwhile.
+        vring.setup.wake();
         true
     }
 
@@ -292,9 +308,6 @@ impl Device {
         }
         for index in running {
             self.start(index);
-            if let Some(vring) = self.at(index).filter(|vring| vring.running) {
-                vring.setup.wake();
-            }
         }
         result
     }
@@ -424,6 +437,8 @@ impl Device {
 
     /// The connection is over: gives everything up.
     pub(super) fn disconnect(&mut self) {
+        // First of all: an lcore may be waiting for a page in a burst.
+        self.postcopy = None;
         self.link_down();
         for index in self.indices(|_| true) {
             self.pause(index);
