@@ -5,13 +5,13 @@ use super::copy::{Room, Slots, copy_in, copy_piece, read_header};
 use super::counters::add;
 use super::offload::take_up;
 use super::{
-    IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, ask_ahead, count,
-    header_len, publish,
+    IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
 };
 use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
     Chain, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
+    after_a_miss,
 };
 
 /// The longest frame that is taken from a driver. Segmentation offload ends at 64 KB and some
@@ -236,8 +236,8 @@ fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     let header = header_len(F) as u64;
     let walked = match ring.walk(0, chain, cursor) {
         Walk::Nothing => return Look::Nothing,
-        Walk::Miss { slots } => {
-            ask_ahead(ring, chain, cursor, slots);
+        Walk::Miss { .. } => {
+            after_a_miss(ring, chain, cursor);
             return Look::Nothing;
         }
         Walk::Malformed { id, slots } => {

@@ -4,14 +4,13 @@
 use super::copy::{Room, Slots, copy_out, write_plain_header_12};
 use super::counters::add;
 use super::{
-    HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, ask_ahead, count,
-    header_len, publish,
+    HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
 use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
-    VRING_DESC_F_WRITE, Virtqueue, Walk, Walked,
+    VRING_DESC_F_WRITE, Virtqueue, Walk, Walked, after_a_miss, look_ahead,
 };
 
 /// A packet and the one buffer that it fits into.
@@ -97,6 +96,7 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
             }
         }
     }
+    look_ahead(ring, chain, &mut cursor);
     publish(ring, notifier, cursor, counters);
     tally.flush(counters);
     pool.release(packets.get(..taken).unwrap_or_default());
@@ -207,8 +207,8 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
         let before = chain.len();
         let (walked, id, more) = match ring.walk(slots, chain, cursor) {
             Walk::Nothing => return Outcome::NoRoom,
-            Walk::Miss { slots: more } => {
-                ask_ahead(ring, chain, cursor, slots.saturating_add(more));
+            Walk::Miss { .. } => {
+                after_a_miss(ring, chain, cursor);
                 return Outcome::NoRoom;
             }
             Walk::Malformed { id, slots } => (None, id, slots),

@@ -21,7 +21,7 @@ pub use crate::virtio_net::{Asked, Datagram, Headers, Ip, Transport, ip_checksum
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
 use crate::memory::{Lookups, Translate};
-use crate::virtqueue::{Chain, Notified, Notifier, Ring, Walk, Walked};
+use crate::virtqueue::{Notified, Notifier, Ring};
 
 /// The most packets that go through one pass of the short body.
 const PASS: usize = 64;
@@ -67,34 +67,5 @@ fn publish<'m, R: Ring>(
         Notified::Called => add(&counters.guest_notifications, 1),
         Notified::Failed => add(&counters.guest_notifications_error, 1),
         Notified::Suppressed => {}
-    }
-}
-
-/// After a miss that nobody asked for before: asks for what the chains behind it need, from slot
-/// `first` on, so that the answers come together.
-#[cold]
-#[inline(never)]
-fn ask_ahead<'m, R: Ring, T: Translate<'m>>(
-    ring: &R,
-    chain: &mut Chain,
-    cursor: &mut T,
-    first: u16,
-) {
-    if !cursor.asked() {
-        return;
-    }
-    let available = ring.available(ring.size());
-    let mut nth = first;
-    for _ in 0..PASS {
-        chain.clear();
-        if nth >= available || chain.exhausted() {
-            break;
-        }
-        let slots = match ring.walk(nth, chain, cursor) {
-            Walk::Nothing => break,
-            Walk::Miss { slots } | Walk::Malformed { slots, .. } => slots,
-            Walk::Complete(Walked { slots, .. }) => slots,
-        };
-        nth = nth.saturating_add(slots.max(1));
     }
 }

@@ -71,6 +71,11 @@ impl IovaRange {
         }
     }
 
+    /// How many there are; for all of them, one fewer.
+    pub fn size(self) -> u64 {
+        (self.last - self.first).saturating_add(1)
+    }
+
     /// The numbers of the pages of `1 << bits` bytes that it touches.
     pub fn pages(self, bits: u32) -> RangeInclusive<u64> {
         self.first >> bits..=self.last >> bits
@@ -255,6 +260,8 @@ impl Default for Iotlb {
 impl Iotlb {
     /// Translations that there is room for in any case.
     const LEAST: usize = 4096;
+    /// How often an lcore tries to look.
+    const TRIES: usize = 32;
     /// The most, which take some 50 MB.
     const MOST: usize = 1 << 20;
 
@@ -266,12 +273,15 @@ impl Iotlb {
 
     /// Lets `look` see the entries; `None` when another thread has them just now.
     pub(super) fn look<R>(&self, look: impl FnOnce(&Entries) -> R) -> Option<R> {
-        let entries = match self.entries.try_lock() {
-            Ok(entries) => entries,
-            Err(TryLockError::Poisoned(error)) => error.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
-        };
-        Some(look(&entries))
+        // Others have them for less than a microsecond, unless they were put to sleep meanwhile.
+        for _ in 0..Self::TRIES {
+            match self.entries.try_lock() {
+                Ok(entries) => return Some(look(&entries)),
+                Err(TryLockError::Poisoned(error)) => return Some(look(&error.into_inner())),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
+        None
     }
 
     /// Notes that `range` begins at `gpa`, for `access`; whether that differs from what was told of

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use super::shared::{Place, words};
 use super::{
-    Access, Cursor, Extent, Fault, Gpa, GuestRange, Iotlb, Iova, IovaRange, Lookups, MemoryTable,
-    Miss, Piece, Space, Translate,
+    Access, Ahead, Cursor, Extent, Fault, Gpa, GuestRange, Iotlb, Iova, IovaRange, Lookups,
+    MemoryTable, Miss, Piece, Space, Translate,
 };
 
 /// Bits of an address inside the smallest page of any IOMMU.
@@ -23,7 +23,7 @@ const TABLES: usize = 256;
 /// Translations that are put together for a buffer that crosses from one to the next.
 const JOINED: usize = 64;
 /// Questions that a virtqueue remembers to have asked, and the most that wait to be sent.
-const ASKED: usize = 64;
+const ASKED: usize = 128;
 
 /// Addresses that lie side by side in our address space.
 #[derive(Clone, Copy, Debug)]
@@ -142,20 +142,34 @@ struct Asker {
     age: u64,
 }
 
+/// What came of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It was asked before.
+    Known,
+    /// It will be sent.
+    Noted,
+    /// It must be asked again later.
+    Refused,
+}
+
 impl Asker {
-    fn ask(&mut self, miss: Miss, age: u64) -> bool {
+    fn ask(&mut self, miss: Miss, age: u64) -> Answer {
         if self.age != age {
             self.asked = [Miss::default(); ASKED];
             self.age = age;
         }
-        if self.asked.contains(&miss) || !self.questions.note(miss) {
-            return false;
+        if self.asked.contains(&miss) {
+            return Answer::Known;
+        }
+        if !self.questions.note(miss) {
+            return Answer::Refused;
         }
         if let Some(place) = self.asked.get_mut(self.next) {
             *place = miss;
         }
         self.next = (self.next + 1) % ASKED;
-        true
+        Answer::Noted
     }
 }
 
@@ -168,6 +182,7 @@ pub struct Lookaside {
     buffers: Cache<BUFFERS>,
     tables: Cache<TABLES>,
     asker: Asker,
+    ahead: Ahead,
 }
 
 impl fmt::Debug for Lookaside {
@@ -195,8 +210,27 @@ impl Lookaside {
             table,
             iotlb,
             need,
+            ahead: Ahead::default(),
             buffers: Cache::new(),
             tables: Cache::new(),
+        }
+    }
+
+    /// Translates for the length of a burst.
+    #[inline(always)]
+    pub fn cursor(&mut self) -> IotlbCursor<'_> {
+        IotlbCursor {
+            memory: self.table.cursor(),
+            table: &self.table,
+            iotlb: &self.iotlb,
+            need: self.need,
+            buffers: &mut self.buffers,
+            tables: &mut self.tables,
+            asker: &mut self.asker,
+            ahead: &mut self.ahead,
+            asked: 0,
+            full: false,
+            lookups: Lookups::default(),
         }
     }
 
@@ -222,28 +256,7 @@ impl<const WRITES: bool> Space for Translated<WRITES> {
     ) -> Option<IotlbCursor<'m>> {
         let need = if WRITES { Access::WRITE } else { Access::READ };
         let lookaside = lookaside.as_deref_mut()?;
-        if lookaside.need != need {
-            return None;
-        }
-        let Lookaside {
-            table,
-            iotlb,
-            buffers,
-            tables,
-            asker,
-            ..
-        } = lookaside;
-        Some(IotlbCursor {
-            memory: table.cursor(),
-            table,
-            iotlb,
-            need,
-            buffers,
-            tables,
-            asker,
-            asked: 0,
-            lookups: Lookups::default(),
-        })
+        (lookaside.need == need).then(|| lookaside.cursor())
     }
 }
 
@@ -256,8 +269,11 @@ pub struct IotlbCursor<'m> {
     buffers: &'m mut Cache<BUFFERS>,
     tables: &'m mut Cache<TABLES>,
     asker: &'m mut Asker,
+    ahead: &'m mut Ahead,
     /// Questions in this burst that nobody asked before.
     asked: usize,
+    /// There is no use in more questions in this burst.
+    full: bool,
     lookups: Lookups,
 }
 
@@ -301,7 +317,10 @@ impl<'m> IotlbCursor<'m> {
             Some(Ok(extent)) => extent,
             Some(Err(())) => return Err(self.miss(at, want, need)),
             // It changes just now.
-            None => return Err(Fault::Miss),
+            None => {
+                self.full = true;
+                return Err(Fault::Miss);
+            }
         };
         // The part before `at` is of no use, but the slot is found by any address of the page.
         let skip = (at.0 - iova.0).min(at.0 & (PAGE - 1));
@@ -321,16 +340,26 @@ impl<'m> IotlbCursor<'m> {
 
     /// Asks for `at`, and for all pages after it up to `len` bytes.
     fn miss(&mut self, at: Iova, len: u64, need: Access) -> Fault {
-        let (iotlb, asker, asked) = (self.iotlb, &mut *self.asker, &mut self.asked);
+        let Self {
+            iotlb,
+            asker,
+            asked,
+            full,
+            ..
+        } = self;
         let age = iotlb.age();
         let last = at.0.saturating_add(len - 1);
-        iotlb.look(|entries| {
+        let looked = iotlb.look(|entries| {
             let mut page = at.0;
             for _ in 0..ASKED {
                 let iova = Iova(page);
                 // More than it remembers would be asked again and again.
                 if *asked < ASKED && !entries.knows(iova, need) {
-                    *asked += usize::from(asker.ask(Miss { iova, need }, age));
+                    match asker.ask(Miss { iova, need }, age) {
+                        Answer::Known => (),
+                        Answer::Noted => *asked += 1,
+                        Answer::Refused => *full = true,
+                    }
                 }
                 match (page | (PAGE - 1)).checked_add(1) {
                     Some(next) if next <= last => page = next,
@@ -338,6 +367,7 @@ impl<'m> IotlbCursor<'m> {
                 }
             }
         });
+        *full |= looked.is_none() || *asked >= ASKED;
         self.lookups.misses += 1;
         Fault::Miss
     }
@@ -414,8 +444,18 @@ impl<'m> Translate<'m> for IotlbCursor<'m> {
     }
 
     #[inline(always)]
+    fn ahead(&mut self) -> Option<&mut Ahead> {
+        Some(self.ahead)
+    }
+
+    #[inline(always)]
     fn asked(&self) -> bool {
         self.asked != 0
+    }
+
+    #[inline(always)]
+    fn may_ask(&self) -> bool {
+        !self.full
     }
 
     #[inline(always)]

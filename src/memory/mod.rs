@@ -20,7 +20,7 @@ pub use shared::{
     GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
-pub use translate::{Fault, Lookups, Physical, Piece, Space, Translate};
+pub use translate::{Ahead, Fault, Lookups, Physical, Piece, Space, Translate};
 pub use uffd::Userfault;
 
 /// A guest-physical address.

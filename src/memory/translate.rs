@@ -21,6 +21,15 @@ pub struct Piece {
     pub len: usize,
 }
 
+/// How far a ring was looked through, ahead of what is taken from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ahead {
+    /// The position behind the last slot that was looked at.
+    pub until: Option<u16>,
+    /// For so many more slots it is worth while.
+    pub slots: u32,
+}
+
 /// How often a burst looked for a translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lookups {
@@ -54,9 +63,21 @@ pub trait Translate<'m> {
     /// For what is already known to be guest-physical.
     fn memory(&mut self) -> &mut Cursor<'m>;
 
-    /// Whether this burst has missed something that nobody asked for before.
+    /// How far the ring was looked through for what has to be asked; `None` when nothing ever has.
+    #[inline(always)]
+    fn ahead(&mut self) -> Option<&mut Ahead> {
+        None
+    }
+
+    /// Whether this burst has asked for something that nobody asked for before.
     #[inline(always)]
     fn asked(&self) -> bool {
+        false
+    }
+
+    /// Whether it is of use to ask more in this burst.
+    #[inline(always)]
+    fn may_ask(&self) -> bool {
         false
     }
 

@@ -232,6 +232,21 @@ impl Ring for PackedRing {
         self.next_available.0
     }
 
+    fn position_after(&self, slots: u16) -> u16 {
+        self.at(slots).0
+    }
+
+    fn slots_until(&self, position: u16) -> u16 {
+        let (here, there) = (self.next_available, Position(position));
+        let turn = if here.wrap() == there.wrap() {
+            0
+        } else {
+            self.size
+        };
+        let slots = (there.index().wrapping_add(turn)).wrapping_sub(here.index());
+        if slots <= self.size { slots } else { 0 }
+    }
+
     #[inline(always)]
     fn available(&self, most: u16) -> u16 {
         let at = self.next_available;

@@ -71,6 +71,12 @@ pub trait Ring {
     /// Where the ring goes on, in the form of `SET_VRING_BASE`.
     fn position(&self) -> u16;
 
+    /// Where the ring is `slots` further on, at most one turn.
+    fn position_after(&self, slots: u16) -> u16;
+
+    /// How many slots there are up to `position`; 0 when the ring has gone past it.
+    fn slots_until(&self, position: u16) -> u16;
+
     /// Slots worth looking at, `most` at most. 0 when nothing waits; otherwise only the first slot
     /// of a packed ring is known to be available.
     fn available(&self, most: u16) -> u16;

@@ -190,6 +190,15 @@ impl Ring for SplitRing {
         self.next_available
     }
 
+    fn position_after(&self, slots: u16) -> u16 {
+        self.next_available.wrapping_add(slots)
+    }
+
+    fn slots_until(&self, position: u16) -> u16 {
+        let slots = position.wrapping_sub(self.next_available);
+        if slots <= self.size { slots } else { 0 }
+    }
+
     /// A driver that claims more than the ring holds is cut to its size.
     #[inline(always)]
     fn available(&self, most: u16) -> u16 {

@@ -11,13 +11,19 @@ use super::super::features::VIRTIO_F_IOMMU_PLATFORM;
 use super::super::{say, wire};
 use super::Device;
 use crate::memory::{Access, Iova, IovaRange, Miss, Uva};
-use crate::virtqueue::Virtqueue;
+use crate::virtqueue::{Looked, Virtqueue};
 
 /// A question that got no answer is asked again, if it still matters.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Questions that wait for an answer at the same time.
 const MOST_PENDING: usize = 16_384;
+
+/// With so few of them it is time for more, if there are any.
+const FEW_PENDING: usize = 64;
+
+/// An invalidation of so many bytes is no single buffer's.
+const LARGE: u64 = 1 << 20;
 
 /// Bits of an address inside the smallest page of any IOMMU.
 const PAGE_BITS: u32 = 12;
@@ -81,6 +87,8 @@ pub(super) struct Asking {
     pending: BTreeMap<Page, (Iova, Instant)>,
     /// Messages that the channel has not taken yet.
     unsent: Vec<u8>,
+    /// There may be more to ask for than before: there was an answer, or much was forgotten.
+    answers: bool,
     /// That there is no way to ask was logged.
     complained: bool,
 }
@@ -111,6 +119,7 @@ impl Asking {
 
     /// Takes the questions out that an update of `range` for `access` answers.
     fn answered(&mut self, range: IovaRange, access: Access) {
+        self.answers = true;
         let pages = range.pages(PAGE_BITS);
         let pages = (*pages.start(), Access::default())..=(*pages.end(), Access::BOTH);
         let asked = self.pending.range(pages);
@@ -185,6 +194,18 @@ impl Device {
         };
         self.iotlb.remove(range);
         self.forget_cached(range);
+        if range.size() >= LARGE {
+            // Drivers that unmap in batches do this again and again. What they still offer will be
+            // missed, so it is asked for before a packet needs it.
+            let fills = |index: &u16| index.is_multiple_of(2);
+            let running = self.indices(|vring| vring.running);
+            for index in running.into_iter().filter(fills) {
+                if let Some(vring) = self.at(index) {
+                    vring.unseen = true;
+                }
+            }
+            self.asking.answers = true;
+        }
     }
 
     /// Has all virtqueues forget `range`. Those that lie in it stop; they may start again when this
@@ -261,8 +282,24 @@ impl Device {
         if !self.behind_iommu() {
             return;
         }
+        let stirred = self.collect() | std::mem::take(&mut self.asking.answers);
+        if stirred && self.asking.pending.len() < FEW_PENDING {
+            // The driver transmits, and will be answered: lcores look at the buffers for that only
+            // when there is something to put into them.
+            for index in self.indices(|vring| vring.running && vring.unseen) {
+                self.look_ahead(index);
+            }
+            self.collect();
+        }
+        self.send_questions();
+    }
+
+    /// Takes up the questions of all vrings; whether there were any.
+    fn collect(&mut self) -> bool {
+        let mut any = false;
         for vring in &mut self.vrings {
             for miss in vring.questions.iter().flat_map(|list| list.take()) {
+                any = true;
                 vring.missed = true;
                 // It may have come meanwhile.
                 if !self.iotlb.knows(miss.iova, miss.need) {
@@ -270,7 +307,21 @@ impl Device {
                 }
             }
         }
-        self.send_questions();
+        any
+    }
+
+    /// Asks for what vring `index` has, on behalf of its lcore.
+    fn look_ahead(&mut self, index: u16) {
+        let events = Arc::clone(&self.place.events);
+        let Some(vring) = self.at(index) else { return };
+        let mut looked = Looked::Empty;
+        let mut look = |virtqueue: &mut Virtqueue| looked = virtqueue.look_ahead();
+        match &mut vring.spare {
+            // Nobody fills it.
+            Some(_) => (),
+            None => events.alter(index, &mut look),
+        }
+        vring.unseen = looked != Looked::All;
     }
 
     fn send_questions(&mut self) {

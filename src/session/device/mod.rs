@@ -74,6 +74,8 @@ struct Vring {
     lies_in: Vec<IovaRange>,
     /// Its virtqueue waits for a translation.
     missed: bool,
+    /// Nobody has looked yet at what the driver put there for us to fill.
+    unseen: bool,
     /// The setup does not make a virtqueue, and was not changed since.
     rejected: bool,
 }
@@ -154,6 +156,7 @@ impl Device {
                 questions: None,
                 lies_in: Vec::new(),
                 missed: false,
+                unseen: false,
                 rejected: false,
             });
         }
@@ -247,6 +250,7 @@ impl Device {
         vring.running = true;
         vring.spare = spare;
         if let Some(translated) = translated {
+            vring.unseen = translated.need == Access::WRITE;
             vring.lies_in = vring.setup.lies_in(features);
             vring.questions = Some(translated.questions);
         } else {
