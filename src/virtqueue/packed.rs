@@ -334,11 +334,10 @@ impl Ring for PackedRing {
         true
     }
 
-    fn wants_call(&mut self) -> bool {
+    fn wanted_call(&mut self) -> bool {
         let old = std::mem::replace(&mut self.decided, self.next_used);
         let new = self.next_used;
         let first = std::mem::replace(&mut self.first_call, false);
-        fence(Ordering::SeqCst);
         let flags = self.call_hint.flags.load(Ordering::Acquire) & 3;
         if flags != VRING_PACKED_EVENT_FLAG_DESC || !self.event_idx {
             return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
@@ -354,11 +353,6 @@ impl Ring for PackedRing {
             }
         };
         first | event_passed(from_new(event), new.index(), from_new(old))
-    }
-
-    #[inline(always)]
-    fn forget_calls(&mut self) {
-        self.decided = self.next_used;
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the burst bodies ask of a ring, whatever its layout.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{Ordering, fence};
+
 use super::packed::PackedView;
 use super::split::SplitView;
 use super::{Chain, PackedRing, SplitRing};
@@ -106,10 +108,15 @@ pub trait Ring {
     ///
     /// One full fence: what was published must be visible before the driver's wish is read, or both
     /// sides could miss each other.
-    fn wants_call(&mut self) -> bool;
+    #[inline(always)]
+    fn wants_call(&mut self) -> bool {
+        fence(Ordering::SeqCst);
+        self.wanted_call()
+    }
 
-    /// As [`wants_call`](Ring::wants_call) for a driver that cannot be called: no fence.
-    fn forget_calls(&mut self);
+    /// As [`wants_call`](Ring::wants_call) for a driver that cannot be called: without the fence, a
+    /// wish may be seen late.
+    fn wanted_call(&mut self) -> bool;
 }
 
 /// Slots that stand side by side, for the short burst bodies.

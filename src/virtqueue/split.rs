@@ -286,10 +286,9 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn wants_call(&mut self) -> bool {
+    fn wanted_call(&mut self) -> bool {
         let old = self.published;
         self.published = self.next_used;
-        fence(Ordering::SeqCst);
         match &self.call_hint {
             CallHint::Event(event) => {
                 let event = event.load(Ordering::Relaxed);
@@ -300,11 +299,6 @@ impl Ring for SplitRing {
                 flags.load(Ordering::Relaxed) & VRING_AVAIL_F_NO_INTERRUPT == 0
             }
         }
-    }
-
-    #[inline(always)]
-    fn forget_calls(&mut self) {
-        self.published = self.next_used;
     }
 }
 
