@@ -11,7 +11,7 @@ mod table;
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
     Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestU16s, GuestUsed,
-    GuestWord,
+    GuestUsedElements, GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
 
