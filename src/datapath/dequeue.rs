@@ -7,7 +7,7 @@ use super::offload::take_up;
 use super::{
     IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange, MemoryTable};
+use crate::memory::{Cursor, GuestRange, MemoryTable, Space, Translate};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
     Chain, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
@@ -39,7 +39,7 @@ impl<'m> Source<'m> {
 
 /// What the general body found at the front of the ring.
 enum Look {
-    /// Nothing more.
+    /// Nothing more, or nothing that can be taken yet.
     Nothing,
     /// A frame, in this chain.
     Frame(Walked),
@@ -58,7 +58,7 @@ enum Outcome {
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
-pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
+pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     out: &mut [P::Packet],
@@ -74,7 +74,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut cursor = memory.cursor();
+    let mut cursor = S::cursor(memory);
     let mut tally = Tally::new(counters);
     let room = pool.room();
     let mut received = 0;
@@ -86,7 +86,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         let wanted = usize::from(run.slots());
         let mut slots = Room::<_, PASS>::new();
         let sources = slots.fill(0..run.slots(), |_, nth| {
-            gather::<_, F>(run, nth, &mut cursor, room)
+            gather::<_, _, F>(run, nth, &mut cursor, room)
         });
         let found = sources.len();
         if let Some(first) = sources.first() {
@@ -133,7 +133,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             break;
         }
         let rest = out.get_mut(received..).unwrap_or_default();
-        match dequeue_chain::<R, P, F>(ring, memory, chain, pool, rest, (features, counters)) {
+        match dequeue_chain::<R, S, P, F>(ring, memory, chain, pool, rest, (features, counters)) {
             Outcome::Received => received += 1,
             Outcome::Dropped => {}
             Outcome::End => break,
@@ -150,10 +150,10 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
 /// First pass of the short body: the packet at the `nth` slot, when it is one descriptor, lies in one
 /// region and fits one buffer.
 #[inline(always)]
-fn gather<'m, R: Run, const F: u32>(
+fn gather<'m, R: Run, T: Translate<'m>, const F: u32>(
     run: R,
     nth: u16,
-    cursor: &mut Cursor<'m>,
+    cursor: &mut T,
     room: usize,
 ) -> Option<Source<'m>> {
     let (descriptor, id) = run.peek(nth)?;
@@ -187,7 +187,7 @@ fn narrow(len: usize) -> u32 {
 
 /// The general body: the chain at the front of the ring, whatever it looks like.
 #[inline(never)]
-fn dequeue_chain<R: Ring, P: PacketPool, const F: u32>(
+fn dequeue_chain<R: Ring, S: Space, P: PacketPool, const F: u32>(
     ring: &mut R,
     memory: &MemoryTable,
     chain: &mut Chain,
@@ -195,14 +195,14 @@ fn dequeue_chain<R: Ring, P: PacketPool, const F: u32>(
     out: &mut [P::Packet],
     (features, counters): (u64, &QueueCounters),
 ) -> Outcome {
-    let mut cursor = memory.cursor();
+    let mut cursor = S::cursor(memory);
     let room = pool.room() as u64;
     let longest = if pool.chains() {
         MAX_FRAME
     } else {
         pool.longest_segment() as u64
     };
-    let walked = match look::<R, F>(ring, chain, &mut cursor, longest, counters) {
+    let walked = match look::<R, _, F>(ring, chain, &mut cursor, longest, counters) {
         Look::Nothing => return Outcome::End,
         Look::Dropped { id, slots } => {
             give_back::<R, F>(ring, id, slots);
@@ -219,7 +219,7 @@ fn dequeue_chain<R: Ring, P: PacketPool, const F: u32>(
     }
     let len = walked.bytes - header_len(F) as u64;
     let large = if len > room {
-        copy_large::<P, F>(chain, &mut cursor, pool, packet, len)
+        copy_large::<P, F>(chain, cursor.memory(), pool, packet, len)
     } else {
         None
     };
@@ -235,7 +235,7 @@ fn dequeue_chain<R: Ring, P: PacketPool, const F: u32>(
     }
     let header = match large {
         Some(header) => Some(header),
-        None => copy_frame::<P, F>(chain, &mut cursor, pool, packet),
+        None => copy_frame::<P, F>(chain, cursor.memory(), pool, packet),
     };
     give_back::<R, F>(ring, walked.id, walked.slots);
     let Some(header) = header else {
@@ -266,17 +266,17 @@ fn give_back<R: Ring, const F: u32>(ring: &mut R, id: u16, slots: u16) {
 
 /// Walks the chain at the front of the ring.
 #[inline(never)]
-fn look<R: Ring, const F: u32>(
+fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     ring: &R,
     chain: &mut Chain,
-    cursor: &mut Cursor<'_>,
+    cursor: &mut T,
     longest: u64,
     counters: &QueueCounters,
 ) -> Look {
     chain.clear();
     let header = header_len(F) as u64;
     let walked = match ring.walk(0, chain, cursor) {
-        Walk::Nothing => return Look::Nothing,
+        Walk::Nothing | Walk::Miss { .. } => return Look::Nothing,
         Walk::Malformed { id, slots } => {
             add(&counters.drop_bad_desc, 1);
             return Look::Dropped { id, slots };

@@ -6,7 +6,7 @@ use super::counters::add;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange, MemoryTable};
+use crate::memory::{Cursor, GuestRange, MemoryTable, Space, Translate};
 use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
@@ -32,7 +32,7 @@ enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     packets: &[P::Packet],
@@ -48,19 +48,19 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut cursor = memory.cursor();
+    let mut cursor = S::cursor(memory);
     let mut tally = Tally::new(counters);
     let mut taken = 0;
     chain.begin_burst();
     while let Some(rest) = packets.get(taken..)
-        && let Some(&next) = rest.first()
+        && !rest.is_empty()
     {
         let run = ring.run(count(rest.len().min(PASS)));
         let wanted = usize::from(run.slots());
         let rest = rest.get(..wanted).unwrap_or_default();
         let mut slots = Room::<_, PASS>::new();
         let targets = slots.fill(rest, |nth, packet| {
-            gather::<_, P::Packet, F>(run, count(nth), &mut cursor, packet)
+            gather::<_, _, P::Packet, F>(run, count(nth), &mut cursor, packet)
         });
         let found = targets.len();
         if let Some(first) = targets.first() {
@@ -76,8 +76,11 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
         if found == wanted && found != 0 {
             continue;
         }
-        let next = packets.get(taken).copied().unwrap_or(next);
-        match enqueue_chains::<R, P::Packet, F>(ring, memory, chain, (next, features), counters) {
+        let Some(&next) = packets.get(taken) else {
+            break;
+        };
+        match enqueue_chains::<R, S, P::Packet, F>(ring, memory, chain, (next, features), counters)
+        {
             Outcome::Sent | Outcome::Dropped => taken += 1,
             Outcome::NoRoom => break,
         }
@@ -94,10 +97,10 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
 /// First pass of the short body: a packet of one segment that asks for nothing, with the buffer at
 /// its turn, when that is one descriptor, lies in one region and is large enough.
 #[inline(always)]
-fn gather<'m, 'p, R: Run, T: Packet, const F: u32>(
+fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
     run: R,
     nth: u16,
-    cursor: &mut Cursor<'m>,
+    cursor: &mut A,
     packet: &'p T,
 ) -> Option<Target<'m, 'p>> {
     let header = header_len(F);
@@ -148,14 +151,14 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 /// A chain that is malformed goes back unused. When it stands behind chains that were put together
 /// for this packet, those go back unused with it, since chains are given back in order.
 #[inline(never)]
-fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
+fn enqueue_chains<R: Ring, S: Space, T: Packet, const F: u32>(
     ring: &mut R,
     memory: &MemoryTable,
     chain: &mut Chain,
     (packet, features): (T, u64),
     counters: &QueueCounters,
 ) -> Outcome {
-    let mut cursor = memory.cursor();
+    let mut cursor = S::cursor(memory);
     let mut available = ring.available(u16::MAX);
     if available == 0 {
         return Outcome::NoRoom;
@@ -184,7 +187,7 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
         }
         let before = chain.len();
         let (walked, id, more) = match ring.walk(slots, chain, &mut cursor) {
-            Walk::Nothing => return Outcome::NoRoom,
+            Walk::Nothing | Walk::Miss { .. } => return Outcome::NoRoom,
             Walk::Malformed { id, slots } => (None, id, slots),
             Walk::Complete(walked) => {
                 let writable = |segment: &Segment| segment.writable;
@@ -227,7 +230,7 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
         return Outcome::Dropped;
     }
     let mut scatter = Scatter {
-        cursor: &mut cursor,
+        cursor: cursor.memory(),
         segments: chain.segments(),
         left: None,
     };
