@@ -8,6 +8,7 @@ mod region;
 mod shared;
 mod table;
 mod translate;
+mod uffd;
 
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
@@ -16,6 +17,7 @@ pub use shared::{
 };
 pub use table::{AreaError, MemoryTable, TableError};
 pub use translate::{Fault, Physical, Piece, Space, Translate};
+pub use uffd::Userfault;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
