@@ -61,6 +61,7 @@ const UNSAFE: &[&str] = &[
     "dma/idxd/char_device.rs",
     "dma/idxd/portal.rs",
     "dma/idxd/queue.rs",
+    "dma/idxd/queue/report.rs",
     "dma/idxd/tests.rs",
     "dma/idxd/tests/files.rs",
     "dma/vfio/function.rs",
