@@ -49,6 +49,7 @@ const UNSAFE: &[&str] = &[
     "port/packet.rs",
     "port/packet/tests.rs",
     "port/probe.rs",
+    "port/vfio.rs",
     "virtqueue/gate.rs",
     "datapath/copy.rs",
     "memory/shared.rs",

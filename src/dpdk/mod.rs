@@ -15,3 +15,4 @@ pub mod sys;
 pub mod thread;
 pub mod varying;
 pub mod vdev;
+pub mod vfio;
