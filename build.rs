@@ -48,13 +48,14 @@ mod dpdk {
 
     /// What the driver calls. The linker is told to note only libraries that are really used, so a
     /// name too many costs nothing; `rte_log` is its own library since 23.11.
-    const LIBRARIES: [&str; 6] = [
+    const LIBRARIES: [&str; 7] = [
         "rte_eal",
         "rte_ethdev",
         "rte_bus_vdev",
         "rte_mempool",
         "rte_mbuf",
         "rte_net",
+        "rte_telemetry",
     ];
 
     pub(super) fn configure() -> Result<(), String> {
@@ -152,7 +153,7 @@ mod dpdk {
         "rte_memseg|rte_memseg_list|rte_iova_mode",
     ];
 
-    const FUNCTIONS: [&str; 9] = [
+    const FUNCTIONS: [&str; 10] = [
         "rte_eth_dev_(is_valid_port|get_port_by_name|socket_id)",
         "rte_pktmbuf_free_bulk|rte_mbuf_dynflag_register",
         "rte_zmalloc_socket|rte_malloc_socket|rte_free|rte_malloc_virt2iova|rte_mem_virt2iova",
@@ -164,6 +165,7 @@ mod dpdk {
         "rte_net_get_ptype",
         "rte_vfio_(setup_device|release_device|container_dma_(map|unmap))|rte_eal_iova_mode|\
          rte_mem_virt2memseg(_list)?",
+        "rte_telemetry_register_cmd|rte_tel_data_.*",
     ];
 
     fn link(line: &Line, out: &Path, link_paths: &[PathBuf]) -> Result<(), String> {

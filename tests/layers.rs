@@ -60,6 +60,7 @@ const UNSAFE: &[&str] = &[
     "dma/flight.rs",
     "dma/software.rs",
     "dma/idxd/char_device.rs",
+    "dma/idxd/open_vfio.rs",
     "dma/idxd/portal.rs",
     "dma/idxd/queue.rs",
     "dma/idxd/queue/report.rs",
