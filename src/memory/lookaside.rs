@@ -248,6 +248,7 @@ pub enum Translated<const WRITES: bool> {}
 
 impl<const WRITES: bool> Space for Translated<WRITES> {
     type Cursor<'m> = IotlbCursor<'m>;
+    type Apart<'c, 'm: 'c> = &'c mut IotlbCursor<'m>;
 
     #[inline(always)]
     fn cursor<'m>(
@@ -257,6 +258,14 @@ impl<const WRITES: bool> Space for Translated<WRITES> {
         let need = if WRITES { Access::WRITE } else { Access::READ };
         let lookaside = lookaside.as_deref_mut()?;
         (lookaside.need == need).then(|| lookaside.cursor())
+    }
+
+    #[inline(always)]
+    fn apart<'c, 'm: 'c>(
+        cursor: &'c mut IotlbCursor<'m>,
+        _memory: &'m MemoryTable,
+    ) -> &'c mut IotlbCursor<'m> {
+        cursor
     }
 }
 

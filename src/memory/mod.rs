@@ -17,7 +17,7 @@ pub use lookaside::{IotlbCursor, Lookaside, Questions, Translated};
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
     Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestU16s, GuestUsed,
-    GuestWord,
+    GuestUsedElements, GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
 pub use translate::{Ahead, Fault, Lookups, Physical, Piece, Space, Translate};

@@ -143,6 +143,8 @@ impl<'m> Translate<'m> for Cursor<'m> {
 pub trait Space {
     /// Translates them during a burst.
     type Cursor<'m>: Translate<'m>;
+    /// Translates them for the general body, which a burst leaves to now and then.
+    type Apart<'c, 'm: 'c>: Translate<'m>;
 
     /// A cursor for the descriptors of a ring whose buffers lie in `memory`; `None` when it is another
     /// space's ring, by its `lookaside`.
@@ -150,6 +152,50 @@ pub trait Space {
         memory: &'m MemoryTable,
         lookaside: &'m mut Option<Box<Lookaside>>,
     ) -> Option<Self::Cursor<'m>>;
+
+    /// For the general body, in the middle of a burst.
+    fn apart<'c, 'm: 'c>(
+        cursor: &'c mut Self::Cursor<'m>,
+        memory: &'m MemoryTable,
+    ) -> Self::Apart<'c, 'm>;
+}
+
+/// In another function.
+impl<'m, T: Translate<'m>> Translate<'m> for &mut T {
+    #[inline(always)]
+    fn whole(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        T::whole(self, at, len)
+    }
+
+    #[inline(always)]
+    fn piece(&mut self, at: Iova, len: usize) -> Result<Piece, Fault> {
+        T::piece(self, at, len)
+    }
+
+    #[inline(always)]
+    fn descriptor_words(&mut self, at: Iova) -> Result<[u64; 2], Fault> {
+        T::descriptor_words(self, at)
+    }
+
+    #[inline(always)]
+    fn memory(&mut self) -> &mut Cursor<'m> {
+        T::memory(self)
+    }
+
+    #[inline(always)]
+    fn ahead(&mut self) -> Option<&mut Ahead> {
+        T::ahead(self)
+    }
+
+    #[inline(always)]
+    fn asked(&self) -> bool {
+        T::asked(self)
+    }
+
+    #[inline(always)]
+    fn may_ask(&self) -> bool {
+        T::may_ask(self)
+    }
 }
 
 /// Guest-physical addresses.
@@ -158,6 +204,7 @@ pub enum Physical {}
 
 impl Space for Physical {
     type Cursor<'m> = Cursor<'m>;
+    type Apart<'c, 'm: 'c> = Cursor<'m>;
 
     #[inline(always)]
     fn cursor<'m>(
@@ -165,5 +212,11 @@ impl Space for Physical {
         _lookaside: &'m mut Option<Box<Lookaside>>,
     ) -> Option<Cursor<'m>> {
         Some(memory.cursor())
+    }
+
+    /// A new one, so that the burst's stays in registers.
+    #[inline(always)]
+    fn apart<'c, 'm: 'c>(_cursor: &'c mut Cursor<'m>, memory: &'m MemoryTable) -> Cursor<'m> {
+        memory.cursor()
     }
 }
