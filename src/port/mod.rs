@@ -20,6 +20,8 @@ mod queue;
 mod rarp;
 mod registry;
 mod stats;
+mod telemetry;
+pub mod vfio;
 mod vring;
 mod xstats;
 

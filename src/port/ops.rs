@@ -7,7 +7,6 @@ use core::ffi::c_int;
 use core::ptr;
 use std::ffi::CString;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::life::Wanted;
 use super::queue::{self, RxQueue};
@@ -26,6 +25,8 @@ use crate::dpdk::varying;
 use crate::guard;
 use crate::log::PORT;
 
+#[cfg(not(dpdk_22_11))]
+pub(super) use queues::tx_queue_count;
 use queues::{
     get_monitor_addr, release_rx, release_tx, rx_burst_mode_get, rx_queue_intr_disable,
     rx_queue_intr_enable, rx_queue_release, rx_queue_setup, rx_queue_start, rx_queue_stop,
@@ -136,15 +137,10 @@ unsafe extern "C" fn vlan_offload_set(dev: *mut rte_eth_dev, _mask: c_int) -> c_
 
 /// Tells the rx queues what the application wants.
 fn tell_rx_queues(dev: EthDev, port: &Port) {
-    let strip_vlan = port.shared.vlan_strip.load(Ordering::Relaxed);
-    let complete = port.shared.complete_checksums.load(Ordering::Relaxed);
-    let check_ip = port.shared.check_ip.load(Ordering::Relaxed);
     for index in 0..dev.queue_counts().0 {
         // SAFETY: what rx queue setup stored.
         if let Some(queue) = unsafe { RxQueue::from_ptr(dev.rx_queue(index)) } {
-            queue.strip_vlan.store(strip_vlan, Ordering::Relaxed);
-            queue.complete_checksums.store(complete, Ordering::Relaxed);
-            queue.check_ip.store(check_ip, Ordering::Relaxed);
+            queue.adopt(&port.shared);
         }
     }
 }
