@@ -240,11 +240,35 @@ impl Guest {
 
     /// Starts one of several guests, or one with several NICs: `eth0`, `eth1`, …
     pub(crate) fn spawn_with(lab: &Lab, image: &Image, name: &str, nics: &[Nic]) -> Outcome<Self> {
+        Self::start(lab, name, nics, Self::direct(image))
+    }
+
+    /// A QEMU that boots the image without firmware.
+    fn direct(image: &Image) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command.arg("-kernel").arg(&image.kernel);
         command.arg("-initrd").arg(&image.initramfs);
         command.args(["-append", PARAMETERS]);
+        command
+    }
+
+    /// Starts QEMU without a guest: one will come from another QEMU with the same NICs.
+    pub(crate) fn spawn_incoming(
+        lab: &Lab,
+        image: &Image,
+        name: &str,
+        nics: &[Nic],
+    ) -> Outcome<Self> {
+        let mut command = Self::direct(image);
+        command.args(["-incoming", "defer"]);
+        command.args(["-trace", "postcopy_request_shared_page"]);
         Self::start(lab, name, nics, command)
+    }
+
+    /// Waits until QEMU has written this to its standard error.
+    pub(crate) fn wait_for_log(&self, text: &str) -> Outcome {
+        let stderr = &self.process.stderr;
+        stderr.wait_for(text, 0, super::SOON).map(|_| ())
     }
 
     /// Starts one that boots from the network: by the firmware of a NIC with a `bootindex`.
