@@ -49,7 +49,7 @@ fn a_guest_goes_on_when_the_listening_backend_was_killed_under_traffic() -> Outc
         }
         println!("round {round}: killed, back, and the guest goes on");
     }
-    guest.run("killall ping")?;
+    guest.run("kill $busy; killall ping")?;
     guest.ping(50, 1472)?;
     guest.quit()?;
     back.quit()?;
