@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::iommu::FakeIommu;
 use super::packed::PackedSide;
 use super::split::SplitSide;
 use super::{BUFFERS, Buffer, FakeMemory, FakePacket, FakePool, Frame, Used};
 use crate::datapath::{QueueCounters, Release, select_dequeue, select_enqueue};
+use crate::memory::{Access, Miss};
 use crate::virtio_net::{
     VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
@@ -38,6 +40,7 @@ pub struct FakeDriver {
     next_buffer: u64,
     calls: Option<File>,
     virtqueue: Option<Virtqueue>,
+    iommu: Option<FakeIommu>,
 }
 
 /// The driver's side of a ring.
@@ -107,6 +110,7 @@ impl FakeDriver {
             next_buffer: BUFFERS.start,
             calls: None,
             virtqueue: None,
+            iommu: None,
         }
     }
 
@@ -126,6 +130,19 @@ impl FakeDriver {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         self.calls = Some(eventfd(0, flags).unwrap().into());
         self
+    }
+
+    /// Is behind an IOMMU that knows nothing at first, and forgets again. Bursts are made until they
+    /// ask for nothing more.
+    #[must_use]
+    pub fn behind_iommu(mut self) -> Self {
+        self.iommu = Some(FakeIommu::new());
+        self
+    }
+
+    /// What was asked of the IOMMU.
+    pub fn asked(&self) -> &[Miss] {
+        self.iommu.as_ref().map_or(&[], |iommu| &iommu.asked)
     }
 
     /// Has used the ring before, up to `index`. For a packed ring that is a position, with the wrap
@@ -418,9 +435,17 @@ impl FakeDriver {
     /// One burst of at most `count` packets, which the caller releases.
     pub fn dequeue_packets(&mut self, count: usize) -> Vec<FakePacket> {
         let mut packets = vec![FakePacket::default(); count];
-        let burst = select_dequeue::<FakePool>(self.virtqueue());
-        let virtqueue = self.virtqueue.as_mut().unwrap();
-        let received = burst(virtqueue, &mut self.pool, &mut packets, &self.counters);
+        let mut received = 0;
+        loop {
+            self.before_a_burst(Access::READ);
+            let virtqueue = self.virtqueue.as_mut().unwrap();
+            let burst = select_dequeue::<FakePool>(virtqueue);
+            let rest = &mut packets[received..];
+            received += burst(virtqueue, &mut self.pool, rest, &self.counters);
+            if !self.answered() {
+                break;
+            }
+        }
         packets.truncate(received);
         packets
     }
@@ -438,9 +463,30 @@ impl FakeDriver {
 
     /// One burst of `packets`; how many were taken. The others are still the caller's.
     pub fn enqueue_packets(&mut self, packets: &[FakePacket]) -> usize {
-        let burst = select_enqueue::<FakePool>(self.virtqueue());
-        let virtqueue = self.virtqueue.as_mut().unwrap();
-        burst(virtqueue, &mut self.pool, packets, &self.counters)
+        let mut taken = 0;
+        loop {
+            self.before_a_burst(Access::WRITE);
+            let virtqueue = self.virtqueue.as_mut().unwrap();
+            let burst = select_enqueue::<FakePool>(virtqueue);
+            let rest = &packets[taken..];
+            taken += burst(virtqueue, &mut self.pool, rest, &self.counters);
+            if !self.answered() {
+                return taken;
+            }
+        }
+    }
+
+    fn before_a_burst(&mut self, need: Access) {
+        self.virtqueue();
+        if let Some(iommu) = &mut self.iommu {
+            iommu.before_a_burst(self.virtqueue.as_mut().unwrap(), need);
+        }
+    }
+
+    /// Whether the burst asked for something, which is known now.
+    fn answered(&mut self) -> bool {
+        let iommu = self.iommu.as_mut();
+        iommu.is_some_and(|iommu| iommu.answer(self.virtqueue.as_ref().unwrap()))
     }
 
     /// One burst of `frames`, each a packet of one segment, or more when it is too long; how many

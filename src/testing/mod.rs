@@ -9,6 +9,7 @@
 mod buffer;
 pub mod dma;
 mod driver;
+mod iommu;
 mod memory;
 mod packed;
 mod packet;
