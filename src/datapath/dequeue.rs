@@ -3,6 +3,7 @@
 
 use super::copy::{Room, Slots, copy_in, copy_piece, read_header};
 use super::counters::add;
+use super::logging::Logging;
 use super::offload::take_up;
 use super::{
     IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
@@ -35,7 +36,7 @@ enum Look {
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
-pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
+pub(super) fn dequeue_burst<R: Ring, P: PacketPool, L: Logging, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     out: &mut [P::Packet],
@@ -47,9 +48,10 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         memory,
         notifier,
         chain,
+        log,
         ..
     } = vq;
-    // `select` chose the burst by the layout.
+    // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
     if ring.available(1) == 0 {
         return 0;
@@ -169,7 +171,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         }
         received += 1;
     }
-    publish(ring, notifier, counters);
+    publish::<_, L>(ring, L::of(log), notifier, counters);
     tally.flush(counters);
     received
 }

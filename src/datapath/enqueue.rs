@@ -3,6 +3,7 @@
 
 use super::copy::{Room, Slots, copy_out, write_plain_header_12};
 use super::counters::add;
+use super::logging::Logging;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
@@ -32,7 +33,7 @@ enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, P: Release, L: Logging, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     packets: &[P::Packet],
@@ -44,10 +45,12 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
         memory,
         notifier,
         chain,
+        log,
         ..
     } = vq;
-    // `select` chose the burst by the layout.
+    // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
+    let Some(mut log) = L::of(log) else { return 0 };
     let mut cursor = memory.cursor();
     let mut tally = Tally::default();
     let mut taken = 0;
@@ -66,6 +69,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
             run.prefetch_used(count(targets.len()));
             for (nth, target) in (0..).zip(targets) {
                 put::<F>(target);
+                L::mark(&mut log, target.buffer);
                 tally.add(narrow(target.data.len()), target.data);
                 if nth != 0 {
                     run.put_used(nth, target.id, used::<F>(target));
@@ -79,11 +83,12 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
             let Some(&packet) = packets.get(taken) else {
                 break;
             };
-            match enqueue_chains::<R, P::Packet, F>(
+            match enqueue_chains::<R, P::Packet, L, F>(
                 ring,
                 chain,
                 &mut cursor,
                 (packet, features),
+                L::lend(&mut log),
                 &mut tally,
                 counters,
             ) {
@@ -92,7 +97,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
             }
         }
     }
-    publish(ring, notifier, counters);
+    publish::<_, L>(ring, Some(log), notifier, counters);
     tally.flush(counters);
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
@@ -165,11 +170,12 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 /// A chain that is malformed goes back unused. When it stands behind chains that were put together
 /// for this packet, those go back unused with it, since chains are given back in order.
 #[inline(never)]
-fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
+fn enqueue_chains<R: Ring, T: Packet, L: Logging, const F: u32>(
     ring: &mut R,
     chain: &mut Chain,
     cursor: &mut Cursor<'_>,
     (packet, features): (T, u64),
+    log: L::Log<'_>,
     tally: &mut Tally,
     counters: &QueueCounters,
 ) -> Outcome {
@@ -243,7 +249,8 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
         add(&counters.drop_csum, 1);
         return Outcome::Dropped;
     }
-    let mut scatter = Scatter {
+    let mut scatter = Scatter::<'_, '_, '_, L> {
+        log,
         cursor,
         segments: chain.segments(),
         left: None,
@@ -293,13 +300,14 @@ fn plan<T: Packet>(
 }
 
 /// Writes on and on over the buffers of one or more chains.
-struct Scatter<'c, 'm> {
+struct Scatter<'c, 'm, 'l, L: Logging> {
+    log: L::Log<'l>,
     cursor: &'c mut Cursor<'m>,
     segments: &'c [Segment],
     left: Option<GuestRange<'m>>,
 }
 
-impl<'m> Scatter<'_, 'm> {
+impl<'m, L: Logging> Scatter<'_, 'm, '_, L> {
     fn write(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let Some(range) = self
@@ -312,6 +320,7 @@ impl<'m> Scatter<'_, 'm> {
                 return;
             };
             let written = copy_out(range, data);
+            L::mark(&mut self.log, range.first(written));
             data = data.get(written..).unwrap_or_default();
             self.left = Some(range.after(written));
         }

@@ -10,6 +10,7 @@ mod copy;
 mod counters;
 mod dequeue;
 mod enqueue;
+mod logging;
 mod offload;
 mod packet;
 mod select;
@@ -21,6 +22,7 @@ pub use crate::virtio_net::{Asked, Headers, Ip, Transport, ip_checksum_is_right}
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
 use crate::virtqueue::{Notified, Notifier, Ring};
+use logging::Logging;
 
 /// The most packets that go through one pass of the short body.
 const PASS: usize = 64;
@@ -48,8 +50,14 @@ const fn count(packets: usize) -> u16 {
 
 /// Ends a burst: the driver sees what was given back, and is called when it wants to be.
 #[inline(always)]
-fn publish<R: Ring>(ring: &mut R, notifier: &Notifier, counters: &QueueCounters) {
-    if !ring.publish_used() {
+fn publish<R: Ring, L: Logging>(
+    ring: &mut R,
+    log: Option<L::Log<'_>>,
+    notifier: &Notifier,
+    counters: &QueueCounters,
+) {
+    // `select` chose the burst by the log.
+    if !log.is_some_and(|log| L::publish(log, ring)) {
         return;
     }
     match notifier.notify(ring) {

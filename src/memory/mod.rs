@@ -4,10 +4,12 @@
 //! A [`MemoryTable`] is immutable and shared by [`Arc`](std::sync::Arc): whoever can translate an
 //! address also keeps the mapping alive. Nothing here takes a lock.
 
+mod dirty_log;
 mod region;
 mod shared;
 mod table;
 
+pub use dirty_log::{DirtyLog, DirtyPages};
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
     Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestU16s, GuestUsed,

@@ -5,6 +5,7 @@
 //! only the lcore that passed the gate touches it.
 
 mod chain;
+mod dirty;
 mod gate;
 mod notify;
 mod packed;
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 pub use chain::{Chain, Reserved, Segment};
+pub use dirty::{QueueLog, RingWrites};
 #[cfg(loom)]
 pub use gate::NoBarrier;
 pub use gate::{Allow, Barrier, Gate, Membarrier};
@@ -23,7 +25,7 @@ pub use packed::PackedRing;
 pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
 pub use split::SplitRing;
 
-use crate::memory::{AreaError, MemoryTable, Uva};
+use crate::memory::{AreaError, DirtyLog, Gpa, MemoryTable, Uva};
 
 /// The descriptor continues in the one that `next` names (VIRTIO 1.2, 2.7.5).
 pub const VRING_DESC_F_NEXT: u16 = 1;
@@ -85,6 +87,8 @@ pub struct Virtqueue {
     pub notifier: Notifier,
     /// Scratch for chains of more than one descriptor.
     pub chain: Chain,
+    /// The pages that were written, while the guest is migrated.
+    pub log: Option<Box<QueueLog>>,
     features: u64,
 }
 
@@ -111,8 +115,18 @@ impl Virtqueue {
             memory: Arc::clone(memory),
             notifier: Notifier::new(call),
             chain: Chain::new(config.size),
+            log: None,
             features,
         })
+    }
+
+    /// Notes in `log` what is written to guest memory. `used` is where writes to the used ring are
+    /// noted, if at all. The burst must be chosen after this.
+    #[must_use]
+    pub fn logged(mut self, log: Arc<DirtyLog>, used: Option<Gpa>) -> Self {
+        let log = QueueLog::new(log, &self.memory, &self.ring, used);
+        self.log = Some(Box::new(log));
+        self
     }
 
     /// The features that the driver acked.

@@ -7,10 +7,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::dirty::entries;
 use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked};
 use super::{
-    Chain, RingConfig, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
-    VRING_USED_F_NO_NOTIFY,
+    Chain, RingConfig, RingWrites, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT,
+    VRING_DESC_F_NEXT, VRING_USED_F_NO_NOTIFY,
 };
 use crate::memory::{
     AreaError, Cursor, Descriptor, GuestTable, GuestU16s, GuestUsed, GuestWord, MemoryTable, Uva,
@@ -265,6 +266,17 @@ impl Ring for SplitRing {
     fn push_batch(&mut self, id: u16, slots: u16) {
         self.batch = Some(id);
         self.next_used = self.next_used.wrapping_add(slots);
+    }
+
+    fn writes(&self) -> RingWrites {
+        let given_back = self.next_used.wrapping_sub(self.published);
+        let written = if self.batch.is_some() { 1 } else { given_back };
+        let first = self.published & self.size.wrapping_sub(1);
+        RingWrites {
+            // `flags` and `idx` stand before them.
+            entries: entries((4, 8, self.size), first, written),
+            last: 2..4,
+        }
     }
 
     #[inline(always)]
