@@ -153,7 +153,7 @@ mod dpdk {
 
     const FUNCTIONS: [&str; 8] = [
         "rte_eth_dev_(is_valid_port|get_port_by_name|socket_id)",
-        "rte_pktmbuf_free_bulk",
+        "rte_pktmbuf_free_bulk|rte_mbuf_dynflag_register",
         "rte_zmalloc_socket|rte_malloc_socket|rte_free|rte_malloc_virt2iova|rte_mem_virt2iova",
         "rte_log|rte_log_register_type_and_pick_level|rte_log_can_log",
         "rte_eal_process_type|rte_socket_id|rte_version|rte_vect_get_max_simd_bitwidth",

@@ -11,7 +11,7 @@ use rte_net_vhost::testing::{Buffer, FakeDriver};
 use rte_net_vhost::virtio_net::{
     VIRTIO_F_VERSION_1, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
     VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO,
-    VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MRG_RXBUF,
 };
 
 /// A driver with those of `bits` that `chosen` names.
@@ -61,6 +61,7 @@ fuzz_target!(|data: &[u8]| {
         asked = Asked {
             received_partial: marks.checksum == Checksum::Missing,
             received_segment_size: marks.segment_size,
+            datagram: marks.datagram,
             ..asked
         };
     }
@@ -77,6 +78,8 @@ fuzz_target!(|data: &[u8]| {
         VIRTIO_NET_F_GUEST_TSO6,
         VIRTIO_NET_F_GUEST_ECN,
         VIRTIO_NET_F_GUEST_UFO,
+        VIRTIO_NET_F_GUEST_USO4,
+        VIRTIO_NET_F_GUEST_USO6,
     ];
     let mut receiver = driver(&guest, accepted);
     for _ in 0..8 {

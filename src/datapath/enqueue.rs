@@ -7,7 +7,7 @@ use super::logging::Logging;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange};
+use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
@@ -33,7 +33,7 @@ enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<R: Ring, P: Release, L: Logging, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     packets: &[P::Packet],
@@ -51,7 +51,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, L: Logging, const F: u32>(
     // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
     let Some(mut log) = L::of(log) else { return 0 };
-    let mut cursor = memory.cursor();
+    let mut cursor = S::cursor(memory);
     let mut tally = Tally::default();
     let mut taken = 0;
     chain.begin_burst();
@@ -63,7 +63,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, L: Logging, const F: u32>(
         let rest = rest.get(..run.slots().into()).unwrap_or_default();
         let mut slots = Room::<_, PASS>::new();
         let mut targets = Slots::new(&mut slots);
-        gather::<_, P::Packet, F>(run, &mut cursor, rest, &mut targets);
+        gather::<_, _, P::Packet, F>(run, &mut cursor, rest, &mut targets);
         let targets = targets.as_slice();
         if let Some(first) = targets.first() {
             run.prefetch_used(count(targets.len()));
@@ -83,7 +83,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, L: Logging, const F: u32>(
             let Some(&packet) = packets.get(taken) else {
                 break;
             };
-            match enqueue_chains::<R, P::Packet, L, F>(
+            match enqueue_chains::<R, _, L, P::Packet, F>(
                 ring,
                 chain,
                 &mut cursor,
@@ -106,9 +106,9 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, L: Logging, const F: u32>(
 /// First pass of the short body: packets of one segment that ask for nothing, each with the buffer
 /// at its turn, which is one descriptor, lies in one region and is large enough.
 #[inline(always)]
-fn gather<'m, 'p, R: Run, T: Packet, const F: u32>(
+fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
     run: R,
-    cursor: &mut Cursor<'m>,
+    cursor: &mut A,
     packets: &'p [T],
     targets: &mut Slots<'_, Target<'m, 'p>>,
 ) {
@@ -170,10 +170,10 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 /// A chain that is malformed goes back unused. When it stands behind chains that were put together
 /// for this packet, those go back unused with it, since chains are given back in order.
 #[inline(never)]
-fn enqueue_chains<R: Ring, T: Packet, L: Logging, const F: u32>(
+fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
     ring: &mut R,
     chain: &mut Chain,
-    cursor: &mut Cursor<'_>,
+    cursor: &mut A,
     (packet, features): (T, u64),
     log: L::Log<'_>,
     tally: &mut Tally,
@@ -207,7 +207,7 @@ fn enqueue_chains<R: Ring, T: Packet, L: Logging, const F: u32>(
         }
         let before = chain.len();
         let (walked, id, more) = match ring.walk(slots, chain, cursor) {
-            Walk::Nothing => return Outcome::NoRoom,
+            Walk::Nothing | Walk::Miss { .. } => return Outcome::NoRoom,
             Walk::Malformed { id, slots } => (None, id, slots),
             Walk::Complete(walked) => {
                 let writable = |segment: &Segment| segment.writable;
@@ -251,7 +251,7 @@ fn enqueue_chains<R: Ring, T: Packet, L: Logging, const F: u32>(
     }
     let mut scatter = Scatter::<'_, '_, '_, L> {
         log,
-        cursor,
+        cursor: cursor.memory(),
         segments: chain.segments(),
         left: None,
     };

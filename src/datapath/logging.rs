@@ -24,10 +24,10 @@ pub(super) trait Logging {
 }
 
 /// The guest is migrated.
-pub(super) struct Logged;
+pub(super) enum Logged {}
 
 /// The guest stays.
-pub(super) struct Unlogged;
+pub(super) enum Unlogged {}
 
 impl Logging for Logged {
     type Log<'q> = &'q mut QueueLog;

@@ -5,6 +5,7 @@ use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
 use super::logging::{Logged, Logging, Unlogged};
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
+use crate::memory::{Physical, Space};
 use crate::virtio_net::{
     VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF,
     driver_asks,
@@ -43,11 +44,16 @@ fn flags(features: u64) -> u32 {
 
 /// The burst that dequeues from `vq`.
 pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
-    match (&vq.ring, &vq.log) {
-        (Layout::Split(_), None) => dequeue::<SplitRing, P, Unlogged>(vq.features()),
-        (Layout::Split(_), Some(_)) => dequeue::<SplitRing, P, Logged>(vq.features()),
-        (Layout::Packed(_), None) => dequeue::<PackedRing, P, Unlogged>(vq.features()),
-        (Layout::Packed(_), Some(_)) => dequeue::<PackedRing, P, Logged>(vq.features()),
+    match &vq.ring {
+        Layout::Split(_) => dequeue::<SplitRing, Physical, P>(vq),
+        Layout::Packed(_) => dequeue::<PackedRing, Physical, P>(vq),
+    }
+}
+
+fn dequeue<R: Ring, S: Space, P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
+    match &vq.log {
+        None => dequeue_noting::<R, S, Unlogged, P>(vq.features()),
+        Some(_) => dequeue_noting::<R, S, Logged, P>(vq.features()),
     }
 }
 
@@ -56,34 +62,39 @@ const IN_ORDER_12: u32 = IN_ORDER | HEADER_12;
 /// Both of these.
 const OFFLOADS_12: u32 = OFFLOADS | HEADER_12;
 
-fn dequeue<R: Ring, P: PacketPool, L: Logging>(features: u64) -> DequeueBurst<P> {
+fn dequeue_noting<R: Ring, S: Space, L: Logging, P: PacketPool>(features: u64) -> DequeueBurst<P> {
     // Mergeable buffers only matter on the way to the guest.
     match flags(features) & (HEADER_12 | IN_ORDER | OFFLOADS) {
-        0 => dequeue_burst::<R, P, L, 0>,
-        OFFLOADS => dequeue_burst::<R, P, L, OFFLOADS>,
-        HEADER_12 => dequeue_burst::<R, P, L, HEADER_12>,
-        IN_ORDER_12 => dequeue_burst::<R, P, L, IN_ORDER_12>,
-        OFFLOADS_12 => dequeue_burst::<R, P, L, OFFLOADS_12>,
-        _ => dequeue_burst::<R, P, L, { IN_ORDER_12 | OFFLOADS }>,
+        0 => dequeue_burst::<R, S, L, P, 0>,
+        OFFLOADS => dequeue_burst::<R, S, L, P, OFFLOADS>,
+        HEADER_12 => dequeue_burst::<R, S, L, P, HEADER_12>,
+        IN_ORDER_12 => dequeue_burst::<R, S, L, P, IN_ORDER_12>,
+        OFFLOADS_12 => dequeue_burst::<R, S, L, P, OFFLOADS_12>,
+        _ => dequeue_burst::<R, S, L, P, { IN_ORDER_12 | OFFLOADS }>,
     }
 }
 
 /// The burst that enqueues to `vq`.
 pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
-    match (&vq.ring, &vq.log) {
-        (Layout::Split(_), None) => enqueue::<SplitRing, P, Unlogged>(vq.features()),
-        (Layout::Split(_), Some(_)) => enqueue::<SplitRing, P, Logged>(vq.features()),
-        (Layout::Packed(_), None) => enqueue::<PackedRing, P, Unlogged>(vq.features()),
-        (Layout::Packed(_), Some(_)) => enqueue::<PackedRing, P, Logged>(vq.features()),
+    match &vq.ring {
+        Layout::Split(_) => enqueue::<SplitRing, Physical, P>(vq),
+        Layout::Packed(_) => enqueue::<PackedRing, Physical, P>(vq),
     }
 }
 
-fn enqueue<R: Ring, P: Release, L: Logging>(features: u64) -> EnqueueBurst<P> {
+fn enqueue<R: Ring, S: Space, P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
+    match &vq.log {
+        None => enqueue_noting::<R, S, Unlogged, P>(vq.features()),
+        Some(_) => enqueue_noting::<R, S, Logged, P>(vq.features()),
+    }
+}
+
+fn enqueue_noting<R: Ring, S: Space, L: Logging, P: Release>(features: u64) -> EnqueueBurst<P> {
     // On that way it is the packets that ask. Used entries have lengths there, so each chain needs
     // its own.
     match flags(features) & (HEADER_12 | MERGEABLE) {
-        0 => enqueue_burst::<R, P, L, 0>,
-        HEADER_12 => enqueue_burst::<R, P, L, HEADER_12>,
-        _ => enqueue_burst::<R, P, L, { HEADER_12 | MERGEABLE }>,
+        0 => enqueue_burst::<R, S, L, P, 0>,
+        HEADER_12 => enqueue_burst::<R, S, L, P, HEADER_12>,
+        _ => enqueue_burst::<R, S, L, P, { HEADER_12 | MERGEABLE }>,
     }
 }

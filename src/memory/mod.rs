@@ -8,6 +8,7 @@ mod dirty_log;
 mod region;
 mod shared;
 mod table;
+mod translate;
 
 pub use dirty_log::{DirtyLog, DirtyPages};
 pub use region::{MapError, Region, RegionConfig};
@@ -16,10 +17,16 @@ pub use shared::{
     GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
+pub use translate::{Fault, Physical, Piece, Space, Translate};
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(pub u64);
+
+/// An address as a driver writes it into a descriptor: guest-physical, or behind an IOMMU, if there
+/// is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Iova(pub u64);
 
 /// An address in the frontend's own address space, as `SET_VRING_ADDR` and the memory table use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -42,7 +42,7 @@ impl Port {
             iface: self.config.iface.clone(),
             client: self.config.client,
             vrings: self.config.queues.saturating_mul(2),
-            features: features::offered() & !features::withdrawn(offer(&self.config)),
+            features: features::word(offer(&self.config)),
             protocol_features: features::offered_protocol(),
         };
         let events = Arc::clone(self) as Arc<dyn SessionEvents>;
