@@ -8,6 +8,7 @@
 
 mod buffer;
 mod driver;
+mod log;
 mod memory;
 mod packed;
 mod packet;
@@ -16,6 +17,7 @@ mod wire;
 
 pub use buffer::{Buffer, Frame, Used};
 pub use driver::FakeDriver;
-pub use memory::{APART, BUFFERS, FakeMemory, NEXT, RINGS, UNMAPPED};
+pub use log::{FakeLog, LOG_PAGE, LogRing};
+pub use memory::{APART, BUFFERS, FakeMemory, NEXT, RINGS, Snapshot, UNMAPPED};
 pub use packet::{FakePacket, FakePool};
 pub use wire::{Build, crc32c, naive_sum};
