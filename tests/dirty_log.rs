@@ -2,13 +2,14 @@
 //! log bit by bit, both ways.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use rte_net_vhost::datapath::Release;
 use rte_net_vhost::testing::{
-    APART, BUFFERS, Buffer, FakeDriver, FakeLog, Frame, LOG_PAGE, LogRing, NEXT, RINGS,
+    APART, BUFFERS, Buffer, FakeDriver, FakeLog, FakeMemory, Frame, LOG_PAGE, LogRing, NEXT, RINGS,
 };
 use rte_net_vhost::virtio_net::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
 
@@ -318,4 +319,157 @@ proptest! {
             }
         }
     }
+}
+
+/// A packet of 100 bytes in one segment, or in two.
+fn packet_of_100(driver: &mut FakeDriver, segments: usize) -> rte_net_vhost::testing::FakePacket {
+    let frame = frame(100, 1);
+    let parts: Vec<&[u8]> = frame.0.chunks(100 / segments).collect();
+    driver.pool.packet(&parts)
+}
+
+#[test]
+fn a_single_byte_on_a_page_is_noted() {
+    let page = BUFFERS.end - 0x4_0000;
+    for driver in [
+        || FakeDriver::split(8),
+        || FakeDriver::packed(8).feature(VIRTIO_F_VERSION_1),
+    ] {
+        let header = driver().header_len() as u64;
+        // Where the page ends: around the first byte, the header's last, and the frame's last.
+        let cuts = [1, header - 1, header, header + 1, header + 99, header + 100];
+        for (cut, segments, chain) in cuts
+            .iter()
+            .flat_map(|&cut| [(cut, 1, false), (cut, 2, false), (cut, 1, true)])
+        {
+            let mut driver = driver();
+            let log = FakeLog::new(APART.end);
+            driver.set_log(Some((&log, LogRing::AsItLies)));
+            let at = page - cut;
+            driver.memory.write(at - 64, &[FRESH; 2048]);
+            let buffers = match chain {
+                false => vec![Buffer::writable(1024).at(at)],
+                true => vec![
+                    Buffer::writable(20).at(at),
+                    Buffer::writable(1000).at(at + 20),
+                ],
+            };
+            driver.offer(&buffers);
+            let packet = packet_of_100(&mut driver, segments);
+            let taken = checked(&mut driver, &log, LogRing::AsItLies, |driver| {
+                driver.enqueue_packets(&[packet])
+            });
+            assert_eq!(taken.unwrap(), 1);
+            let both: BTreeSet<u64> = pages(at, header + 100);
+            assert!(both.is_subset(&log.marked()), "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_noted_before_a_log_is_there_and_after_it_is_gone() {
+    let mut driver = FakeDriver::split(8);
+    let log = FakeLog::new(APART.end);
+    for logged in [false, true, false, true] {
+        driver.set_log(logged.then_some((&log, LogRing::AsItLies)));
+        log.clear();
+        driver.offer(&[Buffer::writable(1024)]);
+        assert_eq!(driver.enqueue(&[frame(100, 1)]), 1);
+        assert_eq!(log.marked().is_empty(), !logged);
+        driver.used();
+    }
+}
+
+/// What a frontend that migrates a guest has sent of each page.
+#[derive(Debug, Default)]
+struct Sent(BTreeMap<u64, Vec<u8>>);
+
+impl Sent {
+    /// Sends each page that is marked, after it has cleared the mark.
+    fn send(&mut self, memory: &FakeMemory, log: &FakeLog) {
+        for page in log.take() {
+            let bytes = memory.read(page * LOG_PAGE, LOG_PAGE as usize);
+            self.0.insert(page, bytes);
+        }
+    }
+
+    /// The `len` bytes at `at`, as they are at the other end.
+    fn read(&self, at: u64, len: usize) -> Vec<u8> {
+        let byte = |at: u64| {
+            let page = self.0.get(&(at / LOG_PAGE));
+            page.map_or(0, |page| page[(at % LOG_PAGE) as usize])
+        };
+        (at..at + len as u64).map(byte).collect()
+    }
+}
+
+#[test]
+fn a_log_that_is_cleared_at_any_moment_loses_nothing() {
+    for mut driver in [FakeDriver::split(256), FakeDriver::packed(256)] {
+        let log = FakeLog::new(RINGS.end.max(BUFFERS.end));
+        driver.set_log(Some((&log, LogRing::AsItLies)));
+        let stop = AtomicBool::new(false);
+        let (memory, seen) = (driver.memory.clone(), log.clone());
+        let sent = std::thread::scope(|scope| {
+            let frontend = scope.spawn(|| {
+                let mut sent = Sent::default();
+                while !stop.load(Ordering::Acquire) {
+                    sent.send(&memory, &seen);
+                }
+                sent.send(&memory, &seen);
+                sent
+            });
+            for turn in 0..400_u16 {
+                let room = driver.free_descriptors().min(64) as u8;
+                for nth in 0..room {
+                    // Few pages, so that both sides are at the same ones all the time.
+                    let at = BUFFERS.start + 512 * ((u64::from(turn) * 5 + u64::from(nth)) % 64);
+                    driver.offer(&[Buffer::writable(400).at(at)]);
+                }
+                let frames: Vec<Frame> = (0..room).map(|n| frame(300, turn as u8 ^ n)).collect();
+                assert_eq!(driver.enqueue(&frames), frames.len());
+                driver.used();
+            }
+            stop.store(true, Ordering::Release);
+            frontend.join().unwrap()
+        });
+        assert!(!sent.0.is_empty());
+        let len = 0x9000;
+        let lost = sent.read(BUFFERS.start, len) != driver.memory.read(BUFFERS.start, len);
+        assert!(!lost, "the other end has old bytes");
+        if !driver.is_packed() {
+            // The driver's own writes to the rings are not ours to note.
+            let (used, len) = (driver.used_ring() + 2, 2 + 8 * 256);
+            assert_eq!(sent.read(used, len), driver.memory.read(used, len));
+        }
+    }
+}
+
+#[test]
+fn who_sees_a_used_index_sees_the_marks_of_what_it_tells_of() {
+    const BURSTS: u16 = 2000;
+    let mut driver = FakeDriver::split(256);
+    let log = FakeLog::new(BUFFERS.end);
+    driver.set_log(Some((&log, LogRing::AsItLies)));
+    // A page for each burst.
+    let place = |nth: u16| BUFFERS.start + u64::from(nth) * LOG_PAGE;
+    let (memory, seen, index) = (driver.memory.clone(), log.clone(), driver.used_ring() + 2);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut checked = 0;
+            while checked < BURSTS {
+                let used = memory.read(index, 2);
+                let used = u16::from_le_bytes(used.try_into().unwrap());
+                for nth in checked..used {
+                    assert!(seen.is_marked(place(nth) / LOG_PAGE), "burst {nth}");
+                }
+                checked = used;
+            }
+        });
+        for nth in 0..BURSTS {
+            driver.offer(&[Buffer::writable(2048).at(place(nth))]);
+            assert_eq!(driver.enqueue(&[frame(1500, 1)]), 1);
+            driver.used();
+        }
+    });
 }

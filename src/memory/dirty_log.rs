@@ -248,3 +248,9 @@ fn bits(first: u64, last: u64) -> u64 {
     let to = u64::MAX >> (WORD_PAGES - 1 - last % WORD_PAGES);
     from & to
 }
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(all(test, loom))]
+mod model;

@@ -6,7 +6,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rustix::fs::{MemfdFlags, memfd_create};
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use crate::memory::{DirtyLog, Gpa};
 
@@ -28,6 +31,8 @@ pub enum LogRing {
 #[derive(Clone, Debug)]
 pub struct FakeLog {
     file: Arc<File>,
+    /// The frontend's own mapping of it.
+    words: Arc<MmapRegion>,
     pages: u64,
 }
 
@@ -36,9 +41,13 @@ impl FakeLog {
     pub fn new(end: u64) -> Self {
         let pages = end.div_ceil(LOG_PAGE);
         let file = File::from(memfd_create("log", MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(pages.div_ceil(8)).unwrap();
+        let bytes = pages.div_ceil(64) * 8;
+        file.set_len(bytes).unwrap();
+        let mapped = FileOffset::new(file.try_clone().unwrap(), 0);
+        let words = MmapRegion::from_file(mapped, bytes as usize).unwrap();
         Self {
             file: Arc::new(file),
+            words: Arc::new(words),
             pages,
         }
     }
@@ -61,6 +70,29 @@ impl FakeLog {
         };
         let bytes = (0..).zip(bytes).filter(|(_, byte)| *byte != 0);
         bytes.flat_map(in_byte).collect()
+    }
+
+    /// Whether a page is marked now.
+    pub fn is_marked(&self, page: u64) -> bool {
+        let word = self
+            .words
+            .get_atomic_ref::<AtomicU64>(page as usize / 64 * 8);
+        word.unwrap().load(Ordering::Acquire) & 1 << (page % 64) != 0
+    }
+
+    /// Clears the log while the backend runs; the numbers of the pages that were marked.
+    pub fn take(&self) -> Vec<u64> {
+        let mut taken = Vec::new();
+        for nth in 0..self.pages.div_ceil(64) {
+            let word = self.words.get_atomic_ref::<AtomicU64>(nth as usize * 8);
+            let word = word.unwrap();
+            if word.load(Ordering::Relaxed) != 0 {
+                let bits = word.swap(0, Ordering::SeqCst);
+                let set = (0..64).filter(|bit| bits & 1 << bit != 0);
+                taken.extend(set.map(|bit| 64 * nth + bit));
+            }
+        }
+        taken
     }
 
     /// Clears the log.
