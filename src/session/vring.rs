@@ -12,7 +12,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::error::RequestError;
 use super::features::{VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX};
-use crate::memory::{AreaError, MemoryTable};
+use crate::memory::{AreaError, Gpa, MemoryTable};
 use crate::virtqueue::{RingAreas, RingConfig, Virtqueue};
 
 /// The most descriptors of a ring.
@@ -63,6 +63,8 @@ pub struct VringSetup {
     /// The state's next index is the frontend's or a stopped virtqueue's.
     based: bool,
     areas: Option<RingAreas>,
+    /// Where writes to the used ring are logged, if at all.
+    used_log: Option<Gpa>,
     kick: Kick,
     call: Option<File>,
     call_known: bool,
@@ -77,6 +79,7 @@ impl VringSetup {
             size: None,
             based: false,
             areas: None,
+            used_log: None,
             kick: Kick::Unknown,
             call: None,
             call_known: false,
@@ -106,9 +109,16 @@ impl VringSetup {
         accepted
     }
 
-    /// `SET_VRING_ADDR`.
-    pub(super) fn set_areas(&mut self, areas: RingAreas) {
+    /// `SET_VRING_ADDR`. `used_log` is where writes to the used ring are logged, if at all; a bad
+    /// address is as good as none.
+    pub(super) fn set_areas(&mut self, areas: RingAreas, used_log: Option<Gpa>) {
         self.areas = Some(areas);
+        self.used_log = used_log;
+    }
+
+    /// Where writes to the used ring are logged.
+    pub(super) fn used_log(&self) -> Option<Gpa> {
+        self.used_log
     }
 
     /// Where the ring starts or goes on. A fresh packed ring begins with its wrap counter set.

@@ -23,8 +23,18 @@ struct Guest {
     word: AtomicU64,
 }
 
-/// We write the page and mark it, twice, while the frontend looks twice for what it has to send.
-/// What it sent last must be what the page holds at the end.
+/// What the frontend does now and then: `sent` is the page as the other end has it.
+fn send(guest: &Guest, sent: &mut u64) {
+    if guest.word.load(Ordering::Relaxed) != 0 {
+        // QEMU's exchange is a full barrier.
+        guest.word.swap(0, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        *sent = guest.page.load(Ordering::Relaxed);
+    }
+}
+
+/// We write the page and mark it, twice, while the frontend looks for what it has to send; it looks
+/// once more when we have ended. What it sent last must be what the page holds.
 fn migrate(full_fence: bool) {
     loom::model(move || {
         let guest = Arc::new(Guest::default());
@@ -38,18 +48,15 @@ fn migrate(full_fence: bool) {
                 set_bits(&ours.word, 1);
             }
         });
-        let mut sent = 0;
-        let mut send = |guest: &Guest| {
-            if guest.word.load(Ordering::Relaxed) != 0 {
-                // QEMU's exchange is a full barrier.
-                guest.word.swap(0, Ordering::AcqRel);
-                fence(Ordering::SeqCst);
-                sent = guest.page.load(Ordering::Relaxed);
-            }
-        };
-        send(&guest);
+        let theirs = Arc::clone(&guest);
+        let frontend = loom::thread::spawn(move || {
+            let mut sent = 0;
+            send(&theirs, &mut sent);
+            sent
+        });
+        let mut sent = frontend.join().unwrap();
         backend.join().unwrap();
-        send(&guest);
+        send(&guest, &mut sent);
         assert_eq!(sent, 2, "the other end has an old page");
     });
 }

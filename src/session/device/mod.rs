@@ -5,6 +5,7 @@
 //! the events.
 #![forbid(unsafe_code)]
 
+mod migration;
 mod regions;
 mod requests;
 
@@ -19,7 +20,7 @@ use super::say;
 use super::turn::{Turn, Vid};
 use super::vring::{SetupError, VringSetup};
 use super::{DeviceInfo, SessionConfig, SessionEvents};
-use crate::memory::MemoryTable;
+use crate::memory::{DirtyLog, MemoryTable};
 use crate::virtqueue::Virtqueue;
 
 /// The most vrings of a device.
@@ -71,6 +72,8 @@ pub(super) struct Device {
     status: u8,
     mtu: Option<u16>,
     memory: Option<Arc<MemoryTable>>,
+    /// Where to note what is written, while `VHOST_F_LOG_ALL` is acked.
+    log: Option<Arc<DirtyLog>>,
     /// For requests to the frontend. It takes an end of file for the end of the device.
     channel: Option<OwnedFd>,
     vrings: Vec<Vring>,
@@ -96,6 +99,7 @@ impl Device {
             status: 0,
             mtu: None,
             memory: None,
+            log: None,
             channel: None,
             vrings: Vec::new(),
             up: false,
@@ -180,6 +184,7 @@ impl Device {
                 return true;
             }
         };
+        let virtqueue = self.logged(index, virtqueue);
         if !self.take_turn() {
             return false;
         }
@@ -380,6 +385,7 @@ impl Device {
         }
         self.vrings.clear();
         self.memory = None;
+        self.log = None;
         self.channel = None;
         self.place.turn.leave(self.place.vid.get());
     }
