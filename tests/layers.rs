@@ -58,9 +58,13 @@ const UNSAFE: &[&str] = &[
     "dma/mod.rs",
     "dma/flight.rs",
     "dma/software.rs",
-    "dma/vfio.rs",
-    "dma/ioat.rs",
-    "dma/idxd.rs",
+    "dma/vfio/function.rs",
+    "dma/vfio/ioctl.rs",
+    "dma/vfio/memory.rs",
+    "dma/vfio/type1.rs",
+    "dma/ioat/mod.rs",
+    "dma/ioat/tests.rs",
+    "testing/dma/",
     "testing/packet.rs",
 ];
 

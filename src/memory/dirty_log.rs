@@ -17,7 +17,7 @@ const PAGE_SHIFT: u32 = 12;
 /// Pages of one word of the log.
 const WORD_PAGES: u64 = 64;
 /// Words that are collected before they are written to the log.
-const COLLECTED: u64 = 64;
+const COLLECTED: usize = 64;
 
 /// A log that the frontend shares with us.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ pub struct DirtyPages {
     size: u64,
     gpa: u64,
     /// Each word has one place where it can be.
-    words: [Collected; COLLECTED as usize],
+    words: [Collected; COLLECTED],
     /// The places that are taken.
     taken: u64,
 }
@@ -132,7 +132,7 @@ impl DirtyPages {
             host: 0,
             size: 0,
             gpa: 0,
-            words: [Collected::default(); COLLECTED as usize],
+            words: [Collected::default(); COLLECTED],
             taken: 0,
         }
     }
@@ -200,7 +200,7 @@ impl DirtyPages {
     #[inline(always)]
     fn collect(&mut self, nth: u64, bits: u64) {
         #[allow(clippy::cast_possible_truncation, reason = "less than COLLECTED")]
-        let place = (nth % COLLECTED) as usize;
+        let place = (nth % COLLECTED as u64) as usize;
         let taken = 1 << place;
         let Some(word) = self.words.get_mut(place) else {
             return;

@@ -9,6 +9,7 @@ mod region;
 mod shared;
 mod table;
 mod translate;
+mod uffd;
 
 pub use dirty_log::{DirtyLog, DirtyPages};
 pub use region::{MapError, Region, RegionConfig};
@@ -18,6 +19,7 @@ pub use shared::{
 };
 pub use table::{AreaError, MemoryTable, TableError};
 pub use translate::{Fault, Physical, Piece, Space, Translate};
+pub use uffd::Userfault;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -43,7 +43,7 @@ impl Port {
             client: self.config.client,
             vrings: self.config.queues.saturating_mul(2),
             features: features::word(offer(&self.config)),
-            protocol_features: features::offered_protocol(),
+            protocol_features: features::protocol_word(offer(&self.config)),
         };
         let events = Arc::clone(self) as Arc<dyn SessionEvents>;
         match Endpoint::start(config, events, Arc::new(ControlThreads)) {

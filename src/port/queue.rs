@@ -131,6 +131,7 @@ pub(super) fn offer(config: &PortConfig) -> Offer {
         tso: config.tso,
         linear_buffer: config.linear_buffer,
         ext_buffer: config.ext_buffer,
+        postcopy: config.postcopy_support,
         datagrams: config.tso && can_tell_datagrams(),
     }
 }

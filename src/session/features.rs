@@ -114,6 +114,8 @@ pub struct Offer {
     pub linear_buffer: bool,
     /// That buffer may be larger than one of the pool.
     pub ext_buffer: bool,
+    /// Guests may come by postcopy migration (`postcopy-support=1`).
+    pub postcopy: bool,
     /// Packets can say that they stand for datagrams, not for fragments of one.
     pub datagrams: bool,
 }
@@ -146,6 +148,15 @@ pub fn withdrawn(offer: Offer) -> u64 {
     }
 }
 
+/// The protocol features that a port offers.
+pub fn protocol_word(offer: Offer) -> u64 {
+    if offer.postcopy {
+        offered_protocol()
+    } else {
+        offered_protocol() & !VHOST_USER_PROTOCOL_F_PAGEFAULT
+    }
+}
+
 /// The virtio features that a port can offer, and the C driver as well.
 pub fn offered() -> u64 {
     VIRTIO_NET_F_CSUM
@@ -175,7 +186,7 @@ pub fn offered() -> u64 {
         | VIRTIO_F_IN_ORDER
 }
 
-/// The protocol features that a port offers.
+/// The protocol features that a port can offer.
 pub fn offered_protocol() -> u64 {
     VHOST_USER_PROTOCOL_F_MQ
         | VHOST_USER_PROTOCOL_F_LOG_SHMFD
@@ -183,8 +194,15 @@ pub fn offered_protocol() -> u64 {
         | VHOST_USER_PROTOCOL_F_REPLY_ACK
         | VHOST_USER_PROTOCOL_F_NET_MTU
         | VHOST_USER_PROTOCOL_F_BACKEND_REQ
+        | VHOST_USER_PROTOCOL_F_PAGEFAULT
         | VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
         | VHOST_USER_PROTOCOL_F_STATUS
+}
+
+/// The names of the bits in a word of virtio features; those without one are left out.
+pub fn each_name(word: u64) -> impl Iterator<Item = &'static str> {
+    let known = NAMES.iter().filter(move |(bit, _)| word & bit != 0);
+    known.map(|(_, name)| *name)
 }
 
 /// The names of the bits in a word of virtio features, for a log line.
@@ -229,7 +247,13 @@ mod tests {
     #[test]
     fn bits_have_the_numbers_of_the_specification() {
         assert_eq!(offered(), 0xd_7c66_ffcb);
-        assert_eq!(offered_protocol(), 0x1_803f);
+        assert_eq!(offered_protocol(), 0x1_813f);
+        assert_eq!(protocol_word(Offer::default()), 0x1_803f);
+        let with = Offer {
+            postcopy: true,
+            ..Offer::default()
+        };
+        assert_eq!(protocol_word(with), offered_protocol());
     }
 
     #[test]
@@ -239,7 +263,7 @@ mod tests {
                 tso,
                 linear_buffer,
                 ext_buffer,
-                datagrams: false,
+                ..Offer::default()
             };
             word(offer)
         };
@@ -259,7 +283,7 @@ mod tests {
                 tso,
                 linear_buffer,
                 ext_buffer,
-                datagrams: false,
+                ..Offer::default()
             };
             let with = Offer {
                 datagrams: true,

@@ -13,13 +13,14 @@ mod error;
 pub mod features;
 mod handler;
 mod messages;
+mod postcopy;
 mod socket;
 mod spawn;
 mod turn;
 mod vring;
 mod wire;
 
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, Frontend};
 pub use spawn::{Join, Spawn, StdThreads};
 pub use vring::{SetupError, VringSetup};
 

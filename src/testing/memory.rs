@@ -93,14 +93,16 @@ pub struct Snapshot(Vec<(u64, Vec<u8>)>);
 impl Snapshot {
     /// The numbers of the pages that are not as in `before`, which is of the same ranges.
     pub fn changed_since(&self, before: &Self) -> BTreeSet<u64> {
-        let pairs = self.0.iter().zip(&before.0);
-        let changed = |((at, now), (_, then)): (&(u64, Vec<u8>), &(u64, Vec<u8>))| {
+        let mut changed = BTreeSet::new();
+        for ((at, now), (_, then)) in self.0.iter().zip(&before.0) {
             let pages = now.chunks(PAGE).zip(then.chunks(PAGE));
-            let pages = (at / LOG_PAGE..).zip(pages);
-            let changed = pages.filter(|(_, (now, then))| now != then);
-            changed.map(|(nth, _)| nth).collect::<Vec<_>>()
-        };
-        pairs.flat_map(changed).collect()
+            for (nth, (now, then)) in (at / LOG_PAGE..).zip(pages) {
+                if now != then {
+                    changed.insert(nth);
+                }
+            }
+        }
+        changed
     }
 }
 

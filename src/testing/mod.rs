@@ -7,6 +7,7 @@
 )]
 
 mod buffer;
+pub mod dma;
 mod driver;
 mod log;
 mod memory;

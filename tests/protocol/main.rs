@@ -10,10 +10,12 @@ mod log;
 mod memory;
 mod migration;
 mod port;
+mod postcopy;
 mod raw;
 mod requests;
 mod rings;
 mod stock_frontend;
+mod vanish;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -86,7 +86,7 @@ fn a_migration_begins_and_ends_under_running_vrings() {
     raw.sync();
     assert_eq!(port.events().len(), 3, "no events");
     assert_eq!((raw.vring_base(0), raw.vring_base(1)), (12, 6));
-    drop((endpoint, frontend));
+    drop((endpoint, frontend, log));
     place.no_file_left();
 }
 
@@ -221,7 +221,7 @@ fn a_log_that_ends_before_memory_takes_what_fits() {
     for (at, pages) in [
         (used_ring(0), &[2][..]),
         (0x8000, &[]),
-        (0x7ffe, &[7]),
+        (0x7ffc, &[7]),
         (1 << 40, &[]),
         (u64::MAX, &[]),
         (u64::MAX - 2, &[]),

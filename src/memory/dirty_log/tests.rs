@@ -69,7 +69,7 @@ fn what_lies_beyond_the_log_is_ignored() {
 fn words_that_share_a_place_are_all_written() {
     let file = file(1 << 20);
     let mut dirty = pages(&file, 1 << 20, 0);
-    let stride = WORD_PAGES * COLLECTED * PAGE;
+    let stride = WORD_PAGES * COLLECTED as u64 * PAGE;
     let places: Vec<u64> = (0..100).map(|nth| nth * stride).collect();
     for &at in &places {
         dirty.mark_at(Gpa(at), 1);

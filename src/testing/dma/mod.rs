@@ -1,0 +1,7 @@
+//! Devices that copy memory, without the devices.
+
+mod container;
+mod ioat;
+
+pub use container::FakeContainer;
+pub use ioat::{IoatFault, IoatModel};
