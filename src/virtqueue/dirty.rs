@@ -14,8 +14,8 @@ use crate::memory::{DirtyLog, DirtyPages, Gpa, MemoryTable};
 pub struct RingWrites {
     /// Used entries; two ranges when they go past the end of the ring.
     pub entries: [Range<u32>; 2],
-    /// What [`Ring::publish_used`] writes to make them visible.
-    pub last: Range<u32>,
+    /// What [`Ring::publish_used`] writes.
+    pub last: [Range<u32>; 2],
 }
 
 /// Bytes of `count` entries of `size` bytes from entry `first` on, in a ring of `ring` entries that
@@ -83,7 +83,7 @@ impl QueueLog {
         if !ring.publish_used() {
             return false;
         }
-        self.mark(&writes.last);
+        writes.last.iter().for_each(|bytes| self.mark(bytes));
         self.pages.flush();
         true
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::dirty::entries;
-use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked};
+use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::split::event_passed;
 use super::{
     Chain, RingConfig, RingWrites, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
@@ -212,8 +212,11 @@ impl Run for PackedRun<'_> {
 
     #[inline(always)]
     fn put_used(self, nth: u16, id: u16, len: u32) {
-        self.descriptors
-            .set_used(nth, id, len, self.used | written(len));
+        // The driver looks at the first one first, so that is written last, in `publish_used`.
+        if nth != 0 {
+            self.descriptors
+                .set_used(nth, id, len, self.used | written(len));
+        }
     }
 }
 
@@ -224,7 +227,7 @@ impl Ring for PackedRing {
     fn of(layout: &mut Layout) -> Option<&mut Self> {
         match layout {
             Layout::Packed(ring) => Some(ring),
-            Layout::Split(_) => None,
+            Layout::Split(_) => no_ring(),
         }
     }
 
@@ -239,11 +242,18 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn available(&self, most: u16) -> u16 {
+    fn has_available(&self) -> bool {
         let at = self.next_available;
-        match self.descriptors.flags(at.index()) {
-            Some(flags) if is_available(flags, at) => self.size.min(most),
-            _ => 0,
+        let flags = self.descriptors.flags(at.index());
+        flags.is_some_and(|flags| is_available(flags, at))
+    }
+
+    #[inline(always)]
+    fn available(&self, most: u16) -> u16 {
+        if self.has_available() {
+            self.size.min(most)
+        } else {
+            0
         }
     }
 
@@ -342,10 +352,9 @@ impl Ring for PackedRing {
         } else {
             to.wrapping_add(self.size).wrapping_sub(from)
         };
-        let [last, _] = entries((0, 16, self.size), from, 1);
         RingWrites {
             entries: entries((0, 16, self.size), from, count),
-            last,
+            last: entries((0, 16, self.size), from, 1),
         }
     }
 
@@ -358,11 +367,10 @@ impl Ring for PackedRing {
         true
     }
 
-    fn wants_call(&mut self) -> bool {
+    fn wanted_call(&mut self) -> bool {
         let old = std::mem::replace(&mut self.decided, self.next_used);
         let new = self.next_used;
         let first = std::mem::replace(&mut self.first_call, false);
-        fence(Ordering::SeqCst);
         let flags = self.call_hint.flags.load(Ordering::Acquire) & 3;
         if flags != VRING_PACKED_EVENT_FLAG_DESC || !self.event_idx {
             return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
@@ -378,11 +386,6 @@ impl Ring for PackedRing {
             }
         };
         first | event_passed(from_new(event), new.index(), from_new(old))
-    }
-
-    #[inline(always)]
-    fn forget_calls(&mut self) {
-        self.decided = self.next_used;
     }
 }
 

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::dirty::entries;
-use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked};
+use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::{
     Chain, RingConfig, RingWrites, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT,
     VRING_DESC_F_NEXT, VRING_USED_F_NO_NOTIFY,
 };
 use crate::memory::{
-    AreaError, Descriptor, Fault, GuestTable, GuestU16s, GuestUsed, GuestWord, MemoryTable,
-    Translate, Uva,
+    AreaError, Descriptor, Fault, GuestTable, GuestU16s, GuestUsed, GuestUsedElements, GuestWord,
+    MemoryTable, Translate, Uva,
 };
 
 /// A split ring that the device side has taken up.
@@ -138,6 +138,8 @@ impl SplitRing {
 #[derive(Clone, Copy, Debug)]
 pub struct SplitRun<'r> {
     ring: &'r SplitRing,
+    used: GuestUsedElements<'r>,
+    next_used: u16,
     slots: u16,
 }
 
@@ -157,16 +159,13 @@ impl Run for SplitRun<'_> {
     fn prefetch_used(self, slots: u16) {
         // Eight elements share a line.
         for nth in (0..slots).step_by(8) {
-            let at = self.ring.next_used.wrapping_add(nth);
-            self.ring.used.prefetch(at);
+            self.used.prefetch(self.next_used.wrapping_add(nth));
         }
     }
 
     #[inline(always)]
     fn put_used(self, nth: u16, id: u16, len: u32) {
-        self.ring
-            .used
-            .set(self.ring.next_used.wrapping_add(nth), id, len);
+        self.used.set(self.next_used.wrapping_add(nth), id, len);
     }
 }
 
@@ -177,7 +176,7 @@ impl Ring for SplitRing {
     fn of(layout: &mut Layout) -> Option<&mut Self> {
         match layout {
             Layout::Split(ring) => Some(ring),
-            Layout::Packed(_) => None,
+            Layout::Packed(_) => no_ring(),
         }
     }
 
@@ -189,6 +188,11 @@ impl Ring for SplitRing {
     #[inline(always)]
     fn position(&self) -> u16 {
         self.next_available
+    }
+
+    #[inline(always)]
+    fn has_available(&self) -> bool {
+        self.available_index.load(Ordering::Acquire) != self.next_available
     }
 
     /// A driver that claims more than the ring holds is cut to its size.
@@ -203,13 +207,15 @@ impl Ring for SplitRing {
     fn run(&self, most: u16) -> SplitRun<'_> {
         SplitRun {
             ring: self,
+            used: self.used.elements(),
+            next_used: self.next_used,
             slots: self.available(most),
         }
     }
 
     #[inline(always)]
-    fn end_run(&mut self, slots: u16, id: u16, len: u32) {
-        self.used.set(self.next_used, id, len);
+    fn end_run(&mut self, slots: u16, _id: u16, _len: u32) {
+        // All elements are written, and wait for the index.
         self.next_used = self.next_used.wrapping_add(slots);
         self.take(slots);
     }
@@ -275,12 +281,17 @@ impl Ring for SplitRing {
 
     fn writes(&self) -> RingWrites {
         let given_back = self.next_used.wrapping_sub(self.published);
-        let written = if self.batch.is_some() { 1 } else { given_back };
+        let (now, last) = match self.batch {
+            Some(_) => (0, 1),
+            None => (given_back, 0),
+        };
         let first = self.published & self.size.wrapping_sub(1);
+        // `flags` and `idx` stand before them.
+        let entries = |count| entries((4, 8, self.size), first, count);
+        let [last, _] = entries(last);
         RingWrites {
-            // `flags` and `idx` stand before them.
-            entries: entries((4, 8, self.size), first, written),
-            last: 2..4,
+            entries: entries(now),
+            last: [last, 2..4],
         }
     }
 
@@ -298,10 +309,9 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn wants_call(&mut self) -> bool {
+    fn wanted_call(&mut self) -> bool {
         let old = self.published;
         self.published = self.next_used;
-        fence(Ordering::SeqCst);
         match &self.call_hint {
             CallHint::Event(event) => {
                 let event = event.load(Ordering::Relaxed);
@@ -312,11 +322,6 @@ impl Ring for SplitRing {
                 flags.load(Ordering::Relaxed) & VRING_AVAIL_F_NO_INTERRUPT == 0
             }
         }
-    }
-
-    #[inline(always)]
-    fn forget_calls(&mut self) {
-        self.published = self.next_used;
     }
 }
 

@@ -103,7 +103,7 @@ impl Port {
                 Some(log) => log.publish(ring),
                 None => ring.publish_used(),
             };
-            ring.forget_calls();
+            ring.wanted_call();
         });
     }
 
