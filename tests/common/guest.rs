@@ -184,6 +184,19 @@ pub(crate) struct Machine {
     pub(crate) nic: &'static str,
     /// Queue pairs, and processors.
     pub(crate) queues: u16,
+    /// What the NIC's addresses go through.
+    pub(crate) iommu: Iommu,
+}
+
+/// What is between a NIC and the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Iommu {
+    /// Nothing.
+    Absent,
+    /// An IOMMU, for which each buffer gets an address of its own, for as long as it is in use.
+    Strict,
+    /// An IOMMU that leaves addresses as they are.
+    PassThrough,
 }
 
 impl Machine {
@@ -192,6 +205,7 @@ impl Machine {
         socket: "",
         nic: "",
         queues: 1,
+        iommu: Iommu::Absent,
     };
 }
 
@@ -232,11 +246,23 @@ impl Guest {
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
         command.args(["-accel", "tcg", "-cpu", "max", "-m", "256"]);
         command.args(["-smp", &processors.unwrap_or(1).to_string()]);
-        command.args(["-machine", "pc,memory-backend=mem"]);
+        let behind = |iommu| nics.iter().any(|nic| nic.machine.iommu == iommu);
+        let kernel = match (behind(Iommu::Strict), behind(Iommu::PassThrough)) {
+            (true, _) => " intel_iommu=on iommu.passthrough=0 iommu.strict=1",
+            (_, true) => " intel_iommu=on iommu=pt",
+            _ => "",
+        };
+        if kernel.is_empty() {
+            command.args(["-machine", "pc,memory-backend=mem"]);
+        } else {
+            command.args(["-machine", "q35,memory-backend=mem"]);
+            // Before the NICs, or they do not go through it.
+            command.args(["-device", "intel-iommu,intremap=off,device-iotlb=on"]);
+        }
         command.args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"]);
         command.arg("-kernel").arg(&image.kernel);
         command.arg("-initrd").arg(&image.initramfs);
-        command.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        command.args(["-append", &format!("console=ttyS0 quiet panic=-1{kernel}")]);
         let console = lab.path_text(&format!("{name}.console"));
         command.args(["-serial", &format!("file:{console}")]);
         command.args([
@@ -255,6 +281,7 @@ impl Guest {
                 socket,
                 nic: options,
                 queues,
+                iommu,
             } = nic.machine;
             let path = lab.path_text(&nic.file);
             let chardev = format!("socket,id=vhost{id},path={path}{socket}");
@@ -265,7 +292,11 @@ impl Guest {
             let many = if queues > 1 { ",mq=on" } else { "" };
             let mac = format!("52:54:00:00:00:{:02x}", nic.mac);
             let device = format!("virtio-net-pci,netdev=net{id},mac={mac},vectors=0,romfile=");
-            command.args(["-device", &format!("{device}{many}{options}")]);
+            let iommu = match iommu {
+                Iommu::Absent => "",
+                _ => ",disable-legacy=on,iommu_platform=on,ats=on",
+            };
+            command.args(["-device", &format!("{device}{many}{iommu}{options}")]);
         }
         Ok(Self {
             process: Process::spawn(lab, name, command)?,

@@ -17,10 +17,11 @@ mod namespace;
 mod output;
 mod pair;
 mod process;
+pub(crate) mod streams;
 mod testpmd;
 
 pub(crate) use driver::{Driver, ours_only};
-pub(crate) use guest::{Guest, Image, Machine, Nic};
+pub(crate) use guest::{Guest, Image, Iommu, Machine, Nic};
 pub(crate) use lab::{Lab, Memory, skip};
 pub(crate) use namespace::Namespace;
 pub(crate) use output::Output;
