@@ -198,7 +198,7 @@ fn ping_pong(guest: &mut Guest, namespace: &Namespace, id: usize) -> Outcome {
 
 /// More datagrams than the guest can take; afterwards it must still answer at once.
 fn flood(guest: &mut Guest, namespace: &Namespace, id: u8) -> Outcome {
-    let socket = namespace.datagrams()?;
+    let socket = namespace.datagrams(0)?;
     let to = SocketAddr::from((Ipv4Addr::new(10, 0, id, 2), 9));
     let until = Instant::now() + Duration::from_millis(500);
     while Instant::now() < until {
