@@ -42,9 +42,28 @@ while read -r line; do eval "$line"; done
 
 /// A kernel and an initial file system.
 pub(crate) struct Image {
-    kernel: PathBuf,
-    initramfs: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
 }
+
+/// What is in the initial file system beside a busybox.
+pub(crate) struct Contents<'c> {
+    /// Kernel modules, in the order in which they are inserted.
+    pub(crate) modules: &'c [&'c str],
+    /// C programs: a name, and the source.
+    pub(crate) programs: &'c [(&'c str, &'c str)],
+    /// Files, and their paths in the guest.
+    pub(crate) files: &'c [(PathBuf, PathBuf)],
+    /// The first process.
+    pub(crate) init: &'c str,
+}
+
+const CONTENTS: Contents<'_> = Contents {
+    modules: &MODULES,
+    programs: &[("gso-marks", include_str!("gso_marks.c"))],
+    files: &[],
+    init: INIT,
+};
 
 /// Why there is no [`Image`]: the distribution cannot give one here, or something failed.
 enum NoImage {
@@ -57,7 +76,12 @@ enum NoImage {
 impl Image {
     /// The guest's files; `None` when the test is to be skipped, which is noted.
     pub(crate) fn for_test(test: &str, lab: &Lab) -> Outcome<Option<Self>> {
-        match Self::make(lab) {
+        Self::with(test, lab, &CONTENTS)
+    }
+
+    /// The same with other contents.
+    pub(crate) fn with(test: &str, lab: &Lab, contents: &Contents<'_>) -> Outcome<Option<Self>> {
+        match Self::make(lab, contents) {
             Ok(image) => Ok(Some(image)),
             Err(NoImage::Unavailable(reason)) => {
                 skip(test, &reason);
@@ -68,17 +92,17 @@ impl Image {
     }
 
     /// Downloads the kernel's package, unless it lies in cargo's target folder, and packs the guest.
-    fn make(lab: &Lab) -> Result<Self, NoImage> {
+    fn make(lab: &Lab, contents: &Contents<'_>) -> Result<Self, NoImage> {
         let store = lab.target_folder().join("guest");
         let package = kernel_package().map_err(NoImage::Unavailable)?;
         let unpacked = store.join(&package);
         if !unpacked.join("boot").is_dir() {
             download(&store, &package, &unpacked).map_err(NoImage::Unavailable)?;
         }
-        Self::pack(lab, &unpacked).map_err(NoImage::Failed)
+        Self::pack(lab, &unpacked, contents).map_err(NoImage::Failed)
     }
 
-    fn pack(lab: &Lab, package: &Path) -> Result<Self, String> {
+    fn pack(lab: &Lab, package: &Path, contents: &Contents<'_>) -> Result<Self, String> {
         let find = |arguments: &[&str]| -> Result<PathBuf, String> {
             let found = shell(&package.display().to_string(), "find", arguments)?;
             let first = found
@@ -100,7 +124,7 @@ impl Image {
             copied.map_err(|error| format!("{}: {error}", from.display()))
         };
         copy(Path::new(busybox), "bin/busybox")?;
-        for module in MODULES {
+        for module in contents.modules {
             // Debian 12 does not compress them, later releases do.
             let file = find(&[".", "-name", &format!("{module}.ko*")])?;
             let name = file
@@ -120,11 +144,21 @@ impl Image {
         let write = |name: &str, text: &str| {
             fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"))
         };
-        write("gso_marks.c", include_str!("gso_marks.c"))?;
-        let flags = ["-static", "-O1", "-o", "bin/gso-marks", "gso_marks.c"];
-        shell(&root.display().to_string(), "gcc", &flags)?;
-        write("modules/order", &MODULES.join(" "))?;
-        write("init", INIT)?;
+        for (name, source) in contents.programs {
+            write("program.c", source)?;
+            let program = format!("bin/{name}");
+            let flags = ["-static", "-O1", "-o", &program, "program.c"];
+            shell(&root.display().to_string(), "gcc", &flags)?;
+        }
+        for (file, path) in contents.files {
+            let path = path.strip_prefix("/").unwrap_or(path);
+            let folder = root.join(path.parent().unwrap_or(Path::new("")));
+            fs::create_dir_all(&folder)
+                .map_err(|error| format!("{}: {error}", folder.display()))?;
+            copy(file, &path.display().to_string())?;
+        }
+        write("modules/order", &contents.modules.join(" "))?;
+        write("init", contents.init)?;
         let root = root.display().to_string();
         let pack = "chmod +x init && find . | cpio --quiet -o -H newc > ../initramfs";
         shell(&root, "sh", &["-c", pack])?;

@@ -20,7 +20,7 @@ mod process;
 mod testpmd;
 
 pub(crate) use driver::{Driver, ours_only};
-pub(crate) use guest::{Guest, Image, Machine, Nic};
+pub(crate) use guest::{Contents, Guest, Image, Machine, Nic};
 pub(crate) use lab::{Lab, Memory, skip};
 pub(crate) use namespace::Namespace;
 pub(crate) use output::Output;
