@@ -108,17 +108,16 @@ fn run_inside(lab: &Lab, image: &Image, qemu: &str, tests: &str, devices: &[&str
     let line = format!("console=ttyS0 quiet panic=-1 intel_iommu=on tests={tests}");
     command.args(["-append", &line, "-serial", "stdio"]);
     let mut guest = Process::spawn(lab, "qemu", command)?;
-    let (text, ()) = {
-        let ended = |text: &str| text.contains("the tests returned").then_some(());
-        let end = guest
-            .stdout
-            .wait_until("the end of the guest's tests", PATIENCE, |text| {
-                ended(text).map(|()| (text.to_owned(), ()))
-            });
-        end.map_err(|error| format!("{error}\n{}", guest.stderr.tail()))?
-    };
+    let end = guest
+        .stdout
+        .wait_until("the end of the guest's tests", PATIENCE, |text| {
+            let (_, end) = text.split_once("the tests returned ")?;
+            let (status, _) = end.split_once(['\r', '\n'])?;
+            Some((text.to_owned(), status == "0"))
+        });
+    let (text, succeeded) = end.map_err(|error| format!("{error}\n{}", guest.stderr.tail()))?;
     guest.wait_success(PATIENCE)?;
-    match text.contains("the tests returned 0") && !text.contains(" 0 passed") {
+    match succeeded && !text.contains(" 0 passed") {
         true => Ok(()),
         false => Err(text.into()),
     }
