@@ -53,6 +53,7 @@ const UNSAFE: &[&str] = &[
     "virtqueue/gate.rs",
     "datapath/copy.rs",
     "memory/shared.rs",
+    "memory/lookaside.rs",
     "memory/region.rs",
     "memory/uffd.rs",
     "dma/dmadev.rs",

@@ -197,6 +197,19 @@ pub(crate) struct Machine {
     pub(crate) nic: &'static str,
     /// Queue pairs, and processors.
     pub(crate) queues: u16,
+    /// What the NIC's addresses go through.
+    pub(crate) iommu: Iommu,
+}
+
+/// What is between a NIC and the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Iommu {
+    /// Nothing.
+    Absent,
+    /// An IOMMU, for which each buffer gets an address of its own, for as long as it is in use.
+    Strict,
+    /// An IOMMU that leaves addresses as they are.
+    PassThrough,
 }
 
 impl Machine {
@@ -205,6 +218,7 @@ impl Machine {
         socket: "",
         nic: "",
         queues: 1,
+        iommu: Iommu::Absent,
     };
 }
 
@@ -227,6 +241,16 @@ pub(crate) struct Guest {
     booted: usize,
 }
 
+/// What the guest's kernel is told of its IOMMU.
+fn iommu_parameters(nics: &[Nic]) -> &'static str {
+    let behind = |iommu| nics.iter().any(|nic| nic.machine.iommu == iommu);
+    match (behind(Iommu::Strict), behind(Iommu::PassThrough)) {
+        (true, _) => " intel_iommu=on iommu.passthrough=0 iommu.strict=1",
+        (_, true) => " intel_iommu=on iommu=pt",
+        _ => "",
+    }
+}
+
 impl Guest {
     /// Starts QEMU; the guest's NIC is at the lab's socket `s`. Does not wait for the boot.
     pub(crate) fn spawn(lab: &Lab, image: &Image, machine: &Machine) -> Outcome<Self> {
@@ -240,15 +264,16 @@ impl Guest {
 
     /// Starts one of several guests, or one with several NICs: `eth0`, `eth1`, …
     pub(crate) fn spawn_with(lab: &Lab, image: &Image, name: &str, nics: &[Nic]) -> Outcome<Self> {
-        Self::start(lab, name, nics, Self::direct(image))
+        Self::start(lab, name, nics, Self::direct(image, nics))
     }
 
     /// A QEMU that boots the image without firmware.
-    fn direct(image: &Image) -> Command {
+    fn direct(image: &Image, nics: &[Nic]) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command.arg("-kernel").arg(&image.kernel);
         command.arg("-initrd").arg(&image.initramfs);
-        command.args(["-append", PARAMETERS]);
+        let append = format!("{PARAMETERS}{}", iommu_parameters(nics));
+        command.args(["-append", &append]);
         command
     }
 
@@ -259,7 +284,7 @@ impl Guest {
         name: &str,
         nics: &[Nic],
     ) -> Outcome<Self> {
-        let mut command = Self::direct(image);
+        let mut command = Self::direct(image, nics);
         command.args(["-incoming", "defer"]);
         command.args(["-trace", "postcopy_request_shared_page"]);
         Self::start(lab, name, nics, command)
@@ -283,7 +308,13 @@ impl Guest {
         // Room for more, while it runs.
         command.args(["-m", "256,slots=4,maxmem=2G"]);
         command.args(["-smp", &processors.unwrap_or(1).to_string()]);
-        command.args(["-machine", "pc,memory-backend=mem"]);
+        if iommu_parameters(nics).is_empty() {
+            command.args(["-machine", "pc,memory-backend=mem"]);
+        } else {
+            command.args(["-machine", "q35,memory-backend=mem"]);
+            // Before the NICs, or they do not go through it.
+            command.args(["-device", "intel-iommu,intremap=off,device-iotlb=on"]);
+        }
         command.args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"]);
         let console = lab.path_text(&format!("{name}.console"));
         command.args(["-serial", &format!("file:{console}")]);
@@ -303,6 +334,7 @@ impl Guest {
                 socket,
                 nic: options,
                 queues,
+                iommu,
             } = nic.machine;
             let path = lab.path_text(&nic.file);
             let chardev = format!("socket,id=vhost{id},path={path}{socket}");
@@ -316,7 +348,11 @@ impl Guest {
             let boots = options.contains("bootindex");
             let firmware = if boots { "" } else { ",romfile=" };
             let device = format!("virtio-net-pci,netdev=net{id},mac={mac},vectors=0{firmware}");
-            command.args(["-device", &format!("{device}{many}{options}")]);
+            let iommu = match iommu {
+                Iommu::Absent => "",
+                _ => ",disable-legacy=on,iommu_platform=on,ats=on",
+            };
+            command.args(["-device", &format!("{device}{many}{iommu}{options}")]);
         }
         Ok(Self {
             process: Process::spawn(lab, name, command)?,
