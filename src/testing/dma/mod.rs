@@ -2,12 +2,14 @@
 
 mod container;
 mod dsa;
+mod dsa_function;
 mod ioat;
 mod trap;
 mod work_queue;
 
 pub use container::FakeContainer;
 pub use dsa::{DsaFault, DsaModel};
+pub use dsa_function::{DsaDevice, DsaDeviceFault};
 pub use ioat::{IoatFault, IoatModel};
 pub use trap::stand_in_for_instructions;
 pub use work_queue::{FakeWorkQueue, Way};
