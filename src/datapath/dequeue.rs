@@ -74,66 +74,34 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut cursor = S::cursor(memory);
-    let mut tally = Tally::new(counters);
-    let room = pool.room();
+    let with = (features, counters);
     let mut received = 0;
     chain.begin_burst();
     while let Some(rest) = out.get_mut(received..)
         && !rest.is_empty()
     {
-        let run = ring.run(count(rest.len().min(PASS)));
-        let wanted = usize::from(run.slots());
-        let mut slots = Room::<_, PASS>::new();
-        let sources = slots.fill(0..run.slots(), |_, nth| {
-            gather::<_, _, F>(run, nth, &mut cursor, room)
-        });
-        let found = sources.len();
-        if let Some(first) = sources.first() {
-            if F & IN_ORDER == 0 {
-                run.prefetch_used(count(found));
-            }
-            let Some(packets) = rest.get_mut(..found) else {
-                break;
-            };
-            if !pool.allocate(packets) {
-                add(&counters.mbuf_alloc_failed, found as u64);
+        let asked = count(rest.len().min(PASS));
+        let waiting = ring.ahead(asked);
+        let found = match waiting {
+            0 => break,
+            // A straight line, which spares a burst of one the loops.
+            1 => short::<R, S, P, F, 1>(ring, waiting, memory, pool, rest, with),
+            _ => short_many::<R, S, P, F>(ring, waiting, memory, pool, rest, with),
+        };
+        let Some(found) = found else { break };
+        received += usize::from(found);
+        if found == waiting {
+            if R::TELLS_ALL && waiting < asked {
                 break;
             }
-            for (nth, (source, place)) in sources.iter().zip(packets).enumerate() {
-                let mut packet = *place;
-                let data = copy_whole(pool.space(&mut packet), source.data::<F>());
-                let len = narrow(data.len());
-                tally.add(len, data);
-                pool.finish(&mut packet, len);
-                if F & OFFLOADS != 0 {
-                    let header = Header::from_bytes(read_header(source.buffer));
-                    if !header.is_plain() {
-                        take_up(pool, &mut packet, header, features);
-                    }
-                }
-                if F & IN_ORDER == 0 {
-                    run.put_used(count(nth), source.id, 0);
-                }
-            }
-            if F & IN_ORDER != 0 {
-                let last = sources.last().unwrap_or(first);
-                ring.push_batch(last.id, count(found));
-                ring.take(count(found));
-            } else {
-                ring.end_run(count(found), first.id, 0);
-            }
-            received += found;
-        }
-        if found == wanted && found != 0 {
             continue;
         }
-        if ring.available(1) == 0 {
+        if !ring.has_available() {
             // A packed ring tells only now that it is empty.
             break;
         }
         let rest = out.get_mut(received..).unwrap_or_default();
-        match dequeue_chain::<R, S, P, F>(ring, memory, chain, pool, rest, (features, counters)) {
+        match dequeue_chain::<R, S, P, F>(ring, memory, chain, pool, rest, with) {
             Outcome::Received => received += 1,
             Outcome::Dropped => {}
             Outcome::End => break,
@@ -143,8 +111,78 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
         }
     }
     publish(ring, notifier, counters);
-    tally.flush();
     received
+}
+
+/// [`short`] for many packets. A call of its own, whose loops have the registers for themselves.
+#[inline(never)]
+fn short_many<R: Ring, S: Space, P: PacketPool, const F: u32>(
+    ring: &mut R,
+    waiting: u16,
+    memory: &MemoryTable,
+    pool: &mut P,
+    out: &mut [P::Packet],
+    with: (u64, &QueueCounters),
+) -> Option<u16> {
+    short::<R, S, P, F, PASS>(ring, waiting, memory, pool, out, with)
+}
+
+/// The short body: takes the packets at the next `waiting` slots until one is not for it; how many
+/// that were. `None`: the pool is dry.
+#[inline(always)]
+fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
+    ring: &mut R,
+    waiting: u16,
+    memory: &MemoryTable,
+    pool: &mut P,
+    out: &mut [P::Packet],
+    (features, counters): (u64, &QueueCounters),
+) -> Option<u16> {
+    let run = ring.run(waiting);
+    let mut cursor = S::cursor(memory);
+    let room = pool.room();
+    let mut slots = Room::<_, N>::new();
+    let sources = slots.fill(0..waiting, |_, nth| {
+        gather::<_, _, F>(run, nth, &mut cursor, room)
+    });
+    let found = count(sources.len());
+    let Some(first) = sources.first() else {
+        return Some(0);
+    };
+    if F & IN_ORDER == 0 {
+        run.prefetch_used(found);
+    }
+    let packets = out.get_mut(..sources.len())?;
+    if !pool.allocate(packets) {
+        add(&counters.mbuf_alloc_failed, found.into());
+        return None;
+    }
+    let mut tally = Tally::new(counters);
+    for (nth, (source, place)) in sources.iter().zip(packets).enumerate() {
+        let mut packet = *place;
+        let data = copy_whole(pool.space(&mut packet), source.data::<F>());
+        let len = narrow(data.len());
+        tally.add(len, data);
+        pool.finish(&mut packet, len);
+        if F & OFFLOADS != 0 {
+            let header = Header::from_bytes(read_header(source.buffer));
+            if !header.is_plain() {
+                take_up(pool, &mut packet, header, features);
+            }
+        }
+        if F & IN_ORDER == 0 {
+            run.put_used(count(nth), source.id, 0);
+        }
+    }
+    if F & IN_ORDER != 0 {
+        let last = sources.last().unwrap_or(first);
+        ring.push_batch(last.id, found);
+        ring.take(found);
+    } else {
+        ring.end_run(found, first.id, 0);
+    }
+    tally.flush();
+    Some(found)
 }
 
 /// First pass of the short body: the packet at the `nth` slot, when it is one descriptor, lies in one

@@ -48,32 +48,21 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut cursor = S::cursor(memory);
-    let mut tally = Tally::new(counters);
     let mut taken = 0;
     chain.begin_burst();
     while let Some(rest) = packets.get(taken..)
         && !rest.is_empty()
     {
-        let run = ring.run(count(rest.len().min(PASS)));
-        let wanted = usize::from(run.slots());
-        let rest = rest.get(..wanted).unwrap_or_default();
-        let mut slots = Room::<_, PASS>::new();
-        let targets = slots.fill(rest, |nth, packet| {
-            gather::<_, _, P::Packet, F>(run, count(nth), &mut cursor, packet)
-        });
-        let found = targets.len();
-        if let Some(first) = targets.first() {
-            run.prefetch_used(count(found));
-            for (nth, target) in targets.iter().enumerate() {
-                put::<F>(target);
-                tally.add(narrow(target.data.len()), target.data);
-                run.put_used(count(nth), target.id, used::<F>(target));
-            }
-            ring.end_run(count(found), first.id, used::<F>(first));
-            taken += found;
-        }
-        if found == wanted && found != 0 {
+        let waiting = ring.ahead(count(rest.len().min(PASS)));
+        let rest = rest.get(..waiting.into()).unwrap_or_default();
+        let found = match waiting {
+            0 => break,
+            // A straight line, which spares a burst of one the loops.
+            1 => short::<R, S, P::Packet, F, 1>(ring, memory, rest, counters),
+            _ => short_many::<R, S, P::Packet, F>(ring, memory, rest, counters),
+        };
+        taken += usize::from(found);
+        if found == waiting {
             continue;
         }
         let Some(&next) = packets.get(taken) else {
@@ -89,9 +78,50 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
         }
     }
     publish(ring, notifier, counters);
-    tally.flush();
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
+}
+
+/// [`short`] for many packets. A call of its own, whose loops have the registers for themselves.
+#[inline(never)]
+fn short_many<R: Ring, S: Space, T: Packet, const F: u32>(
+    ring: &mut R,
+    memory: &MemoryTable,
+    packets: &[T],
+    counters: &QueueCounters,
+) -> u16 {
+    short::<R, S, T, F, PASS>(ring, memory, packets, counters)
+}
+
+/// The short body: sends `packets`, no more than slots wait, until one is not for it; how many that
+/// were.
+#[inline(always)]
+fn short<R: Ring, S: Space, T: Packet, const F: u32, const N: usize>(
+    ring: &mut R,
+    memory: &MemoryTable,
+    packets: &[T],
+    counters: &QueueCounters,
+) -> u16 {
+    let run = ring.run(count(packets.len()));
+    let mut cursor = S::cursor(memory);
+    let mut slots = Room::<_, N>::new();
+    let targets = slots.fill(packets, |nth, packet| {
+        gather::<_, _, T, F>(run, count(nth), &mut cursor, packet)
+    });
+    let found = count(targets.len());
+    let Some(first) = targets.first() else {
+        return 0;
+    };
+    run.prefetch_used(found);
+    let mut tally = Tally::new(counters);
+    for (nth, target) in targets.iter().enumerate() {
+        put::<F>(target);
+        tally.add(narrow(target.data.len()), target.data);
+        run.put_used(count(nth), target.id, used::<F>(target));
+    }
+    ring.end_run(found, first.id, used::<F>(first));
+    tally.flush();
+    found
 }
 
 /// First pass of the short body: a packet of one segment that asks for nothing, with the buffer at
