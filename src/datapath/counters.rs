@@ -26,7 +26,7 @@ pub struct QueueCounters {
     pub missed: AtomicU64,
     /// Calls made to the driver.
     pub guest_notifications: AtomicU64,
-    /// Calls that failed.
+    /// Calls that failed, or that the driver wanted without a way to make them.
     pub guest_notifications_error: AtomicU64,
     /// Packet buffers that could not be allocated.
     pub mbuf_alloc_failed: AtomicU64,

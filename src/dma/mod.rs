@@ -4,6 +4,7 @@
 //! doorbell), and reports later, in any order, what became of each ([`Engine::poll`]). It knows
 //! nothing of queues, packets or guests: a [`Tag`] comes back with each report.
 
+pub mod idxd;
 pub mod ioat;
 pub mod vfio;
 

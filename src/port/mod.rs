@@ -20,6 +20,7 @@ mod queue;
 mod rarp;
 mod registry;
 mod stats;
+mod telemetry;
 mod vring;
 mod xstats;
 

@@ -352,11 +352,10 @@ impl Ring for PackedRing {
         true
     }
 
-    fn wants_call(&mut self) -> bool {
+    fn wanted_call(&mut self) -> bool {
         let old = std::mem::replace(&mut self.decided, self.next_used);
         let new = self.next_used;
         let first = std::mem::replace(&mut self.first_call, false);
-        fence(Ordering::SeqCst);
         let flags = self.call_hint.flags.load(Ordering::Acquire) & 3;
         if flags != VRING_PACKED_EVENT_FLAG_DESC || !self.event_idx {
             return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
@@ -373,11 +372,6 @@ impl Ring for PackedRing {
         };
         first | event_passed(from_new(event), new.index(), from_new(old))
     }
-
-    #[inline(always)]
-    fn forget_calls(&mut self) {
-        self.decided = self.next_used;
-    }
 }
 
 /// The part of a packed ring that any thread may look at while an lcore polls it.
@@ -390,6 +384,11 @@ pub struct PackedView {
 }
 
 impl PackedView {
+    /// Number of slots.
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
     /// Descriptors that wait for a device side that takes `position` next.
     pub fn available(&self, position: u16) -> u16 {
         let waits = |nth: &u16| self.waits(position, *nth) == Some(true);

@@ -1,6 +1,8 @@
 //! What the burst bodies ask of a ring, whatever its layout.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{Ordering, fence};
+
 use super::packed::PackedView;
 use super::split::SplitView;
 use super::{Chain, PackedRing, SplitRing};
@@ -122,10 +124,15 @@ pub trait Ring {
     ///
     /// One full fence: what was published must be visible before the driver's wish is read, or both
     /// sides could miss each other.
-    fn wants_call(&mut self) -> bool;
+    #[inline(always)]
+    fn wants_call(&mut self) -> bool {
+        fence(Ordering::SeqCst);
+        self.wanted_call()
+    }
 
-    /// As [`wants_call`](Ring::wants_call) for a driver that cannot be called: no fence.
-    fn forget_calls(&mut self);
+    /// As [`wants_call`](Ring::wants_call) for a driver that cannot be called: without the fence, a
+    /// wish may be seen late.
+    fn wanted_call(&mut self) -> bool;
 }
 
 /// Slots that stand side by side, for the short burst bodies.
@@ -168,6 +175,14 @@ pub enum RingView {
 }
 
 impl RingView {
+    /// Number of slots.
+    pub fn size(&self) -> u16 {
+        match self {
+            Self::Split(view) => view.size(),
+            Self::Packed(view) => view.size(),
+        }
+    }
+
     /// Slots that wait for a device side that goes on at `position`.
     pub fn available(&self, position: u16) -> u16 {
         match self {

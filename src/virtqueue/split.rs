@@ -299,10 +299,9 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn wants_call(&mut self) -> bool {
+    fn wanted_call(&mut self) -> bool {
         let old = self.published;
         self.published = self.next_used;
-        fence(Ordering::SeqCst);
         match &self.call_hint {
             CallHint::Event(event) => {
                 let event = event.load(Ordering::Relaxed);
@@ -313,11 +312,6 @@ impl Ring for SplitRing {
                 flags.load(Ordering::Relaxed) & VRING_AVAIL_F_NO_INTERRUPT == 0
             }
         }
-    }
-
-    #[inline(always)]
-    fn forget_calls(&mut self) {
-        self.published = self.next_used;
     }
 }
 
@@ -336,6 +330,11 @@ pub struct SplitView {
 }
 
 impl SplitView {
+    /// Number of slots.
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
     /// How many chains wait for a device side that takes `next_available` next.
     pub fn available(&self, next_available: u16) -> u16 {
         let index = self.available_index.load(Ordering::Relaxed);
