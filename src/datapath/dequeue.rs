@@ -60,7 +60,7 @@ enum Outcome {
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
 pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     vq: &mut Virtqueue,
-    pool: &mut P,
+    pool: &P,
     out: &mut [P::Packet],
     counters: &QueueCounters,
 ) -> usize {
@@ -120,7 +120,7 @@ fn short_many<R: Ring, S: Space, P: PacketPool, const F: u32>(
     ring: &mut R,
     waiting: u16,
     memory: &MemoryTable,
-    pool: &mut P,
+    pool: &P,
     out: &mut [P::Packet],
     with: (u64, &QueueCounters),
 ) -> Option<u16> {
@@ -134,7 +134,7 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
     ring: &mut R,
     waiting: u16,
     memory: &MemoryTable,
-    pool: &mut P,
+    pool: &P,
     out: &mut [P::Packet],
     (features, counters): (u64, &QueueCounters),
 ) -> Option<u16> {
@@ -229,7 +229,7 @@ fn dequeue_chain<R: Ring, S: Space, P: PacketPool, const F: u32>(
     ring: &mut R,
     memory: &MemoryTable,
     chain: &mut Chain,
-    pool: &mut P,
+    pool: &P,
     out: &mut [P::Packet],
     (features, counters): (u64, &QueueCounters),
 ) -> Outcome {
@@ -341,7 +341,7 @@ fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
 fn copy_large<P: PacketPool, const F: u32>(
     chain: &Chain,
     cursor: &mut Cursor<'_>,
-    pool: &mut P,
+    pool: &P,
     packet: &mut P::Packet,
     len: u64,
 ) -> Option<Header> {
@@ -369,7 +369,7 @@ fn copy_large<P: PacketPool, const F: u32>(
 fn copy_frame<P: PacketPool, const F: u32>(
     chain: &Chain,
     cursor: &mut Cursor<'_>,
-    pool: &mut P,
+    pool: &P,
     packet: &mut P::Packet,
 ) -> Option<Header> {
     let mut build = Build {
@@ -463,7 +463,7 @@ impl<T: Packet> Build<T> {
 
     /// Finishes the current segment and begins another; whether there was one to have.
     #[inline(always)]
-    fn extend<P: PacketPool<Packet = T>>(&mut self, pool: &mut P) -> bool {
+    fn extend<P: PacketPool<Packet = T>>(&mut self, pool: &P) -> bool {
         self.close(pool);
         pool.allocate(std::slice::from_mut(&mut self.current))
     }

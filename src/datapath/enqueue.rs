@@ -34,7 +34,7 @@ enum Outcome {
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
 pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
     vq: &mut Virtqueue,
-    pool: &mut P,
+    pool: &P,
     packets: &[P::Packet],
     counters: &QueueCounters,
 ) -> usize {

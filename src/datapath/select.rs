@@ -13,11 +13,11 @@ use crate::virtqueue::{Layout, PackedRing, Ring, SplitRing, Virtqueue};
 
 /// Takes packets out of a virtqueue: how many of the array were filled.
 pub type DequeueBurst<P> =
-    fn(&mut Virtqueue, &mut P, &mut [<P as Release>::Packet], &QueueCounters) -> usize;
+    fn(&mut Virtqueue, &P, &mut [<P as Release>::Packet], &QueueCounters) -> usize;
 
 /// Puts packets into a virtqueue: how many of the array were taken and released.
 pub type EnqueueBurst<P> =
-    fn(&mut Virtqueue, &mut P, &[<P as Release>::Packet], &QueueCounters) -> usize;
+    fn(&mut Virtqueue, &P, &[<P as Release>::Packet], &QueueCounters) -> usize;
 
 /// What the burst bodies must know of `features`.
 fn flags(features: u64) -> u32 {

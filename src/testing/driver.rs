@@ -420,7 +420,7 @@ impl FakeDriver {
         let mut packets = vec![FakePacket::default(); count];
         let burst = select_dequeue::<FakePool>(self.virtqueue());
         let virtqueue = self.virtqueue.as_mut().unwrap();
-        let received = burst(virtqueue, &mut self.pool, &mut packets, &self.counters);
+        let received = burst(virtqueue, &self.pool, &mut packets, &self.counters);
         packets.truncate(received);
         packets
     }
@@ -440,7 +440,7 @@ impl FakeDriver {
     pub fn enqueue_packets(&mut self, packets: &[FakePacket]) -> usize {
         let burst = select_enqueue::<FakePool>(self.virtqueue());
         let virtqueue = self.virtqueue.as_mut().unwrap();
-        burst(virtqueue, &mut self.pool, packets, &self.counters)
+        burst(virtqueue, &self.pool, packets, &self.counters)
     }
 
     /// One burst of `frames`, each a packet of one segment, or more when it is too long; how many
