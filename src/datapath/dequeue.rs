@@ -380,7 +380,14 @@ fn copy_frame<P: PacketPool, const F: u32>(
         started: false,
     };
     let mut header = HeaderBytes::default();
+    let mut next = chain.segments().iter().skip(1);
     for segment in chain.segments() {
+        // The next buffer comes while this one is copied.
+        if let Some(next) = next.next()
+            && let Some(next) = cursor.whole(next.addr, next.len as usize)
+        {
+            (0..4).for_each(|line| next.prefetch(64 * line));
+        }
         let Some(mut bytes) = cursor.whole(segment.addr, segment.len as usize) else {
             // It was there in the walk, and the table does not change.
             break;

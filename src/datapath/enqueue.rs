@@ -339,7 +339,12 @@ impl<'m> Scatter<'_, 'm> {
         let (first, rest) = self.segments.split_first()?;
         self.segments = rest;
         let range = self.cursor.whole(first.addr, first.len as usize)?;
-        range.prefetch_for_write(0);
+        // The next one comes while this one is written.
+        if let Some(next) = rest.first()
+            && let Some(next) = self.cursor.whole(next.addr, next.len as usize)
+        {
+            (0..4).for_each(|line| next.prefetch_for_write(64 * line));
+        }
         Some(range)
     }
 }
