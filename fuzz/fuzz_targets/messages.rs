@@ -50,11 +50,11 @@ fn poll(index: u16, virtqueue: &mut Virtqueue) {
     let counters = QueueCounters::default();
     if index % 2 == 0 {
         let packets = [1, 3].map(|parts| pool.packet(&vec![&[7; 1000][..]; parts]));
-        let taken = select_enqueue(virtqueue)(virtqueue, &pool, &packets, &counters);
+        let taken = select_enqueue(virtqueue, u16::MAX)(virtqueue, &pool, &packets, &counters);
         pool.release(&packets[taken..]);
     } else {
         let mut packets = [FakePacket::default(); 8];
-        let count = select_dequeue(virtqueue)(virtqueue, &pool, &mut packets, &counters);
+        let count = select_dequeue(virtqueue, u16::MAX)(virtqueue, &pool, &mut packets, &counters);
         pool.release(&packets[..count]);
     }
     assert_eq!(pool.live(), 0);

@@ -3,6 +3,7 @@
 
 use super::copy::{Room, copy_in, copy_piece, copy_whole, read_header};
 use super::counters::add;
+use super::level::Level;
 use super::offload::take_up;
 use super::{
     IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
@@ -58,7 +59,7 @@ enum Outcome {
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
-pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
+pub(super) fn dequeue_burst<R: Ring, S: Space, L: Level, P: PacketPool, const F: u32>(
     vq: &mut Virtqueue,
     pool: &P,
     out: &mut [P::Packet],
@@ -86,7 +87,7 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
             0 => break,
             // A straight line, which spares a burst of one the loops.
             1 => short::<R, S, P, F, 1>(ring, waiting, memory, pool, rest, with),
-            _ => short_many::<R, S, P, F>(ring, waiting, memory, pool, rest, with),
+            _ => L::run(|| short::<R, S, P, F, PASS>(ring, waiting, memory, pool, rest, with)),
         };
         let Some(found) = found else { break };
         received += usize::from(found);
@@ -112,19 +113,6 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     }
     publish(ring, notifier, counters);
     received
-}
-
-/// [`short`] for many packets. A call of its own, whose loops have the registers for themselves.
-#[inline(never)]
-fn short_many<R: Ring, S: Space, P: PacketPool, const F: u32>(
-    ring: &mut R,
-    waiting: u16,
-    memory: &MemoryTable,
-    pool: &P,
-    out: &mut [P::Packet],
-    with: (u64, &QueueCounters),
-) -> Option<u16> {
-    short::<R, S, P, F, PASS>(ring, waiting, memory, pool, out, with)
 }
 
 /// The short body: takes the packets at the next `waiting` slots until one is not for it; how many

@@ -3,6 +3,7 @@
 
 use super::copy::{Room, copy_behind_header, copy_out};
 use super::counters::add;
+use super::level::Level;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
@@ -32,7 +33,7 @@ enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, S: Space, L: Level, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     pool: &P,
     packets: &[P::Packet],
@@ -59,7 +60,7 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
             0 => break,
             // A straight line, which spares a burst of one the loops.
             1 => short::<R, S, P::Packet, F, 1>(ring, memory, rest, counters),
-            _ => short_many::<R, S, P::Packet, F>(ring, memory, rest, counters),
+            _ => L::run(|| short::<R, S, P::Packet, F, PASS>(ring, memory, rest, counters)),
         };
         taken += usize::from(found);
         if found == waiting {
@@ -80,17 +81,6 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
     publish(ring, notifier, counters);
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
-}
-
-/// [`short`] for many packets. A call of its own, whose loops have the registers for themselves.
-#[inline(never)]
-fn short_many<R: Ring, S: Space, T: Packet, const F: u32>(
-    ring: &mut R,
-    memory: &MemoryTable,
-    packets: &[T],
-    counters: &QueueCounters,
-) -> u16 {
-    short::<R, S, T, F, PASS>(ring, memory, packets, counters)
 }
 
 /// The short body: sends `packets`, no more than slots wait, until one is not for it; how many that

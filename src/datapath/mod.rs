@@ -10,6 +10,7 @@ mod copy;
 mod counters;
 mod dequeue;
 mod enqueue;
+mod level;
 mod offload;
 mod packet;
 mod select;

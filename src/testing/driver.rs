@@ -38,6 +38,7 @@ pub struct FakeDriver {
     next_buffer: u64,
     calls: Option<File>,
     virtqueue: Option<Virtqueue>,
+    bursts: u64,
 }
 
 /// The driver's side of a ring.
@@ -107,6 +108,7 @@ impl FakeDriver {
             next_buffer: BUFFERS.start,
             calls: None,
             virtqueue: None,
+            bursts: 0,
         }
     }
 
@@ -415,10 +417,21 @@ impl FakeDriver {
         self.base
     }
 
+    /// What the next burst may use of the CPU: everything, or what every CPU has, in turn.
+    fn simd_bits(&mut self) -> u16 {
+        self.bursts += 1;
+        if self.bursts.is_multiple_of(2) {
+            128
+        } else {
+            u16::MAX
+        }
+    }
+
     /// One burst of at most `count` packets, which the caller releases.
     pub fn dequeue_packets(&mut self, count: usize) -> Vec<FakePacket> {
         let mut packets = vec![FakePacket::default(); count];
-        let burst = select_dequeue::<FakePool>(self.virtqueue());
+        let simd_bits = self.simd_bits();
+        let burst = select_dequeue::<FakePool>(self.virtqueue(), simd_bits);
         let virtqueue = self.virtqueue.as_mut().unwrap();
         let received = burst(virtqueue, &self.pool, &mut packets, &self.counters);
         packets.truncate(received);
@@ -438,7 +451,8 @@ impl FakeDriver {
 
     /// One burst of `packets`; how many were taken. The others are still the caller's.
     pub fn enqueue_packets(&mut self, packets: &[FakePacket]) -> usize {
-        let burst = select_enqueue::<FakePool>(self.virtqueue());
+        let simd_bits = self.simd_bits();
+        let burst = select_enqueue::<FakePool>(self.virtqueue(), simd_bits);
         let virtqueue = self.virtqueue.as_mut().unwrap();
         burst(virtqueue, &self.pool, packets, &self.counters)
     }
