@@ -45,11 +45,13 @@ impl Bench {
         let mut driver = driver.feature(VIRTIO_F_VERSION_1);
         if mode != Mode::Nothing {
             let iotlb = Arc::new(Iotlb::default());
-            let size = match mode {
-                Mode::OneForEachPage => 4096,
-                _ => BUFFERS.end - BUFFERS.start,
+            let count = match mode {
+                Mode::OneForEachPage => (BUFFERS.end - BUFFERS.start) / 4096,
+                _ => 1,
             };
-            for first in BUFFERS.step_by(size as usize) {
+            let size = (BUFFERS.end - BUFFERS.start) / count;
+            for nth in 0..count {
+                let first = BUFFERS.start + nth * size;
                 let range = IovaRange::new(Iova(first), size).unwrap();
                 iotlb.insert(range, Gpa(first), Access::BOTH);
             }
@@ -85,16 +87,16 @@ impl Bench {
         let virtqueue = self.driver.virtqueue();
         let time = if self.writes {
             packets.fill_with(|| self.pool.packet(&[&[2; 64]]));
-            let burst = select_enqueue::<FakePool>(virtqueue);
+            let burst = select_enqueue::<FakePool>(virtqueue, u16::MAX);
             let start = Instant::now();
-            let taken = burst(virtqueue, &mut self.pool, &packets, &self.counters);
+            let taken = burst(virtqueue, &self.pool, &packets, &self.counters);
             let time = start.elapsed();
             assert_eq!(taken, BURST);
             time
         } else {
-            let burst = select_dequeue::<FakePool>(virtqueue);
+            let burst = select_dequeue::<FakePool>(virtqueue, u16::MAX);
             let start = Instant::now();
-            let taken = burst(virtqueue, &mut self.pool, &mut packets, &self.counters);
+            let taken = burst(virtqueue, &self.pool, &mut packets, &self.counters);
             let time = start.elapsed();
             assert_eq!(taken, BURST);
             self.pool.release(&packets);

@@ -43,6 +43,7 @@ pub struct FakeDriver {
     log: Option<(FakeLog, LogRing)>,
     virtqueue: Option<Virtqueue>,
     iommu: Option<FakeIommu>,
+    bursts: u64,
 }
 
 /// The driver's side of a ring.
@@ -114,6 +115,7 @@ impl FakeDriver {
             log: None,
             virtqueue: None,
             iommu: None,
+            bursts: 0,
         }
     }
 
@@ -458,16 +460,27 @@ impl FakeDriver {
         self.base
     }
 
+    /// What the next burst may use of the CPU: everything, or what every CPU has, in turn.
+    fn simd_bits(&mut self) -> u16 {
+        self.bursts += 1;
+        if self.bursts.is_multiple_of(2) {
+            128
+        } else {
+            u16::MAX
+        }
+    }
+
     /// One burst of at most `count` packets, which the caller releases.
     pub fn dequeue_packets(&mut self, count: usize) -> Vec<FakePacket> {
         let mut packets = vec![FakePacket::default(); count];
         let mut received = 0;
         loop {
             self.before_a_burst(Access::READ);
+            let simd_bits = self.simd_bits();
             let virtqueue = self.virtqueue.as_mut().unwrap();
-            let burst = select_dequeue::<FakePool>(virtqueue);
+            let burst = select_dequeue::<FakePool>(virtqueue, simd_bits);
             let rest = &mut packets[received..];
-            received += burst(virtqueue, &mut self.pool, rest, &self.counters);
+            received += burst(virtqueue, &self.pool, rest, &self.counters);
             if !self.answered() {
                 break;
             }
@@ -492,10 +505,11 @@ impl FakeDriver {
         let mut taken = 0;
         loop {
             self.before_a_burst(Access::WRITE);
+            let simd_bits = self.simd_bits();
             let virtqueue = self.virtqueue.as_mut().unwrap();
-            let burst = select_enqueue::<FakePool>(virtqueue);
+            let burst = select_enqueue::<FakePool>(virtqueue, simd_bits);
             let rest = &packets[taken..];
-            taken += burst(virtqueue, &mut self.pool, rest, &self.counters);
+            taken += burst(virtqueue, &self.pool, rest, &self.counters);
             if !self.answered() {
                 return taken;
             }

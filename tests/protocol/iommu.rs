@@ -172,11 +172,11 @@ fn areas(index: u32) -> Vec<u8> {
 
 /// One burst of vring `index` for at most `count` packets.
 fn dequeue(port: &Port, index: u16, count: usize) -> Vec<Vec<u8>> {
-    let mut pool = FakePool::new(2048);
+    let pool = FakePool::new(2048);
     let counters = QueueCounters::default();
     let mut packets = vec![FakePacket::default(); count];
     let received = port.poll(index, |virtqueue| {
-        select_dequeue(virtqueue)(virtqueue, &mut pool, &mut packets, &counters)
+        select_dequeue(virtqueue, u16::MAX)(virtqueue, &pool, &mut packets, &counters)
     });
     packets.truncate(received);
     let bytes = packets.iter().map(|packet| packet.to_vec()).collect();
@@ -190,7 +190,7 @@ fn enqueue(port: &Port, index: u16, bytes: &[u8]) -> bool {
     let counters = QueueCounters::default();
     let packet = pool.packet(&[bytes]);
     let sent = port.poll(index, |virtqueue| {
-        select_enqueue(virtqueue)(virtqueue, &mut pool, &[packet], &counters)
+        select_enqueue(virtqueue, u16::MAX)(virtqueue, &pool, &[packet], &counters)
     });
     if sent == 0 {
         pool.release(&[packet]);
