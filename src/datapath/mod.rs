@@ -10,6 +10,7 @@ mod copy;
 mod counters;
 mod dequeue;
 mod enqueue;
+mod logging;
 mod offload;
 mod packet;
 mod select;
@@ -22,6 +23,7 @@ pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
 use crate::memory::{Lookups, Translate};
 use crate::virtqueue::{Notified, Notifier, Ring};
+use logging::Logging;
 
 /// The most packets that go through one pass of the short body.
 const PASS: usize = 64;
@@ -49,8 +51,9 @@ const fn count(packets: usize) -> u16 {
 
 /// Ends a burst: the driver sees what was given back, and is called when it wants to be.
 #[inline(always)]
-fn publish<'m, R: Ring>(
+fn publish<'m, R: Ring, L: Logging>(
     ring: &mut R,
+    log: Option<L::Log<'_>>,
     notifier: &Notifier,
     cursor: impl Translate<'m>,
     counters: &QueueCounters,
@@ -60,7 +63,8 @@ fn publish<'m, R: Ring>(
         add(&counters.iotlb_hits, hits);
         add(&counters.iotlb_misses, misses);
     }
-    if !ring.publish_used() {
+    // `select` chose the burst by the log.
+    if !log.is_some_and(|log| L::publish(log, ring)) {
         return;
     }
     match notifier.notify(ring) {
