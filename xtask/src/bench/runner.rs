@@ -31,7 +31,7 @@ pub(super) fn run_all(
     // Leaves time for the other parts; --full takes what it takes.
     let limit = match options.level {
         Level::Quick => Duration::from_secs(4 * 60),
-        Level::Usual => Duration::from_secs(20 * 60),
+        Level::Usual => Duration::from_secs(21 * 60),
         Level::Full => Duration::MAX,
     };
     let rounds = match groups.is_empty() {
