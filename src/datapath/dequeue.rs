@@ -4,14 +4,16 @@
 use super::copy::{Room, copy_in, copy_piece, copy_whole, read_header};
 use super::counters::add;
 use super::level::Level;
+use super::logging::Logging;
 use super::offload::take_up;
 use super::{
     IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange, MemoryTable, Space, Translate};
+use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
     Chain, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
+    after_a_miss,
 };
 
 /// The longest frame that is taken from a driver. Segmentation offload ends at 64 KB and some
@@ -59,7 +61,14 @@ enum Outcome {
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
-pub(super) fn dequeue_burst<R: Ring, S: Space, L: Level, P: PacketPool, const F: u32>(
+pub(super) fn dequeue_burst<
+    R: Ring,
+    S: Space,
+    L: Logging,
+    V: Level,
+    P: PacketPool,
+    const F: u32,
+>(
     vq: &mut Virtqueue,
     pool: &P,
     out: &mut [P::Packet],
@@ -69,12 +78,18 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, L: Level, P: PacketPool, const F:
     let Virtqueue {
         ring,
         memory,
+        lookaside,
         notifier,
         chain,
+        log,
         ..
     } = vq;
-    // `select` chose the burst by the layout.
+    // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
+    // And by how the driver's addresses are to be read.
+    let Some(mut space) = S::hold(memory, lookaside) else {
+        return 0;
+    };
     let with = (features, counters);
     let mut received = 0;
     chain.begin_burst();
@@ -86,8 +101,8 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, L: Level, P: PacketPool, const F:
         let found = match waiting {
             0 => break,
             // A straight line, which spares a burst of one the loops.
-            1 => short::<R, S, P, F, 1>(ring, waiting, memory, pool, rest, with),
-            _ => L::run(|| short::<R, S, P, F, PASS>(ring, waiting, memory, pool, rest, with)),
+            1 => short::<R, S, P, F, 1>(ring, waiting, &mut space, pool, rest, with),
+            _ => V::run(|| short::<R, S, P, F, PASS>(ring, waiting, &mut space, pool, rest, with)),
         };
         let Some(found) = found else { break };
         received += usize::from(found);
@@ -102,7 +117,8 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, L: Level, P: PacketPool, const F:
             break;
         }
         let rest = out.get_mut(received..).unwrap_or_default();
-        match dequeue_chain::<R, S, P, F>(ring, memory, chain, pool, rest, with) {
+        let apart = S::cursor(&mut space);
+        match dequeue_chain::<R, _, P, F>(ring, apart, chain, pool, rest, with) {
             Outcome::Received => received += 1,
             Outcome::Dropped => {}
             Outcome::End => break,
@@ -111,7 +127,7 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, L: Level, P: PacketPool, const F:
             break;
         }
     }
-    publish(ring, notifier, counters);
+    publish::<_, L>(ring, L::of(log), notifier, S::release(space), counters);
     received
 }
 
@@ -121,13 +137,13 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, L: Level, P: PacketPool, const F:
 fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
     ring: &mut R,
     waiting: u16,
-    memory: &MemoryTable,
+    space: &mut S::Held<'_>,
     pool: &P,
     out: &mut [P::Packet],
     (features, counters): (u64, &QueueCounters),
 ) -> Option<u16> {
     let run = ring.run(waiting);
-    let mut cursor = S::cursor(memory);
+    let mut cursor = S::cursor(space);
     let room = pool.room();
     let mut slots = Room::<_, N>::new();
     let sources = slots.fill(0..waiting, |_, nth| {
@@ -213,15 +229,14 @@ fn narrow(len: usize) -> u32 {
 
 /// The general body: the chain at the front of the ring, whatever it looks like.
 #[inline(never)]
-fn dequeue_chain<R: Ring, S: Space, P: PacketPool, const F: u32>(
+fn dequeue_chain<'m, R: Ring, A: Translate<'m>, P: PacketPool, const F: u32>(
     ring: &mut R,
-    memory: &MemoryTable,
+    mut cursor: A,
     chain: &mut Chain,
     pool: &P,
     out: &mut [P::Packet],
     (features, counters): (u64, &QueueCounters),
 ) -> Outcome {
-    let mut cursor = S::cursor(memory);
     let room = pool.room() as u64;
     let longest = if pool.chains() {
         MAX_FRAME
@@ -302,7 +317,11 @@ fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     chain.clear();
     let header = header_len(F) as u64;
     let walked = match ring.walk(0, chain, cursor) {
-        Walk::Nothing | Walk::Miss { .. } => return Look::Nothing,
+        Walk::Nothing => return Look::Nothing,
+        Walk::Miss { .. } => {
+            after_a_miss(ring, chain, cursor);
+            return Look::Nothing;
+        }
         Walk::Malformed { id, slots } => {
             add(&counters.drop_bad_desc, 1);
             return Look::Dropped { id, slots };

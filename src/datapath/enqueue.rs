@@ -4,14 +4,15 @@
 use super::copy::{Room, copy_behind_header, copy_out};
 use super::counters::add;
 use super::level::Level;
+use super::logging::Logging;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange, MemoryTable, Space, Translate};
+use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
-    VRING_DESC_F_WRITE, Virtqueue, Walk, Walked,
+    VRING_DESC_F_WRITE, Virtqueue, Walk, Walked, after_a_miss, look_ahead,
 };
 
 /// A packet and the one buffer that it fits into.
@@ -33,7 +34,7 @@ enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<R: Ring, S: Space, L: Level, P: Release, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, V: Level, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     pool: &P,
     packets: &[P::Packet],
@@ -43,12 +44,19 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Level, P: Release, const F: u3
     let Virtqueue {
         ring,
         memory,
+        lookaside,
         notifier,
         chain,
+        log,
         ..
     } = vq;
-    // `select` chose the burst by the layout.
+    // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
+    let Some(mut log) = L::of(log) else { return 0 };
+    // And by how the driver's addresses are to be read.
+    let Some(mut space) = S::hold(memory, lookaside) else {
+        return 0;
+    };
     let mut taken = 0;
     chain.begin_burst();
     while let Some(rest) = packets.get(taken..)
@@ -56,11 +64,12 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Level, P: Release, const F: u3
     {
         let waiting = ring.ahead(count(rest.len().min(PASS)));
         let rest = rest.get(..waiting.into()).unwrap_or_default();
+        let with = (&mut space, &mut log);
         let found = match waiting {
             0 => break,
             // A straight line, which spares a burst of one the loops.
-            1 => short::<R, S, P::Packet, F, 1>(ring, memory, rest, counters),
-            _ => L::run(|| short::<R, S, P::Packet, F, PASS>(ring, memory, rest, counters)),
+            1 => short::<R, S, L, P::Packet, F, 1>(ring, with, rest, counters),
+            _ => V::run(|| short::<R, S, L, P::Packet, F, PASS>(ring, with, rest, counters)),
         };
         taken += usize::from(found);
         if found == waiting {
@@ -69,8 +78,15 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Level, P: Release, const F: u3
         let Some(&next) = packets.get(taken) else {
             break;
         };
-        match enqueue_chains::<R, S, P::Packet, F>(ring, memory, chain, (next, features), counters)
-        {
+        let apart = S::cursor(&mut space);
+        match enqueue_chains::<R, _, L, P::Packet, F>(
+            ring,
+            apart,
+            chain,
+            (next, features),
+            L::lend(&mut log),
+            counters,
+        ) {
             Outcome::Sent | Outcome::Dropped => taken += 1,
             Outcome::NoRoom => break,
         }
@@ -78,7 +94,8 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Level, P: Release, const F: u3
             break;
         }
     }
-    publish(ring, notifier, counters);
+    look_ahead(ring, chain, &mut S::cursor(&mut space));
+    publish::<_, L>(ring, Some(log), notifier, S::release(space), counters);
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
 }
@@ -86,14 +103,14 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Level, P: Release, const F: u3
 /// The short body: sends `packets`, no more than slots wait, until one is not for it; how many that
 /// were.
 #[inline(always)]
-fn short<R: Ring, S: Space, T: Packet, const F: u32, const N: usize>(
+fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const N: usize>(
     ring: &mut R,
-    memory: &MemoryTable,
+    (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
     packets: &[T],
     counters: &QueueCounters,
 ) -> u16 {
     let run = ring.run(count(packets.len()));
-    let mut cursor = S::cursor(memory);
+    let mut cursor = S::cursor(space);
     let mut slots = Room::<_, N>::new();
     let targets = slots.fill(packets, |nth, packet| {
         gather::<_, _, T, F>(run, count(nth), &mut cursor, packet)
@@ -106,6 +123,7 @@ fn short<R: Ring, S: Space, T: Packet, const F: u32, const N: usize>(
     let mut tally = Tally::new(counters);
     for (nth, target) in targets.iter().enumerate() {
         put::<F>(target);
+        L::mark(log, target.buffer);
         tally.add(narrow(target.data.len()), target.data);
         run.put_used(count(nth), target.id, used::<F>(target));
     }
@@ -173,14 +191,14 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 /// A chain that is malformed goes back unused. When it stands behind chains that were put together
 /// for this packet, those go back unused with it, since chains are given back in order.
 #[inline(never)]
-fn enqueue_chains<R: Ring, S: Space, T: Packet, const F: u32>(
+fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
     ring: &mut R,
-    memory: &MemoryTable,
+    mut cursor: A,
     chain: &mut Chain,
     (packet, features): (T, u64),
+    log: L::Log<'_>,
     counters: &QueueCounters,
 ) -> Outcome {
-    let mut cursor = S::cursor(memory);
     let mut available = ring.available(u16::MAX);
     if available == 0 {
         return Outcome::NoRoom;
@@ -209,7 +227,11 @@ fn enqueue_chains<R: Ring, S: Space, T: Packet, const F: u32>(
         }
         let before = chain.len();
         let (walked, id, more) = match ring.walk(slots, chain, &mut cursor) {
-            Walk::Nothing | Walk::Miss { .. } => return Outcome::NoRoom,
+            Walk::Nothing => return Outcome::NoRoom,
+            Walk::Miss { .. } => {
+                after_a_miss(ring, chain, &mut cursor);
+                return Outcome::NoRoom;
+            }
             Walk::Malformed { id, slots } => (None, id, slots),
             Walk::Complete(walked) => {
                 let writable = |segment: &Segment| segment.writable;
@@ -251,7 +273,8 @@ fn enqueue_chains<R: Ring, S: Space, T: Packet, const F: u32>(
         add(&counters.drop_csum, 1);
         return Outcome::Dropped;
     }
-    let mut scatter = Scatter {
+    let mut scatter = Scatter::<'_, '_, '_, L> {
+        log,
         cursor: cursor.memory(),
         segments: chain.segments(),
         left: None,
@@ -303,13 +326,14 @@ fn plan<T: Packet>(
 }
 
 /// Writes on and on over the buffers of one or more chains.
-struct Scatter<'c, 'm> {
+struct Scatter<'c, 'm, 'l, L: Logging> {
+    log: L::Log<'l>,
     cursor: &'c mut Cursor<'m>,
     segments: &'c [Segment],
     left: Option<GuestRange<'m>>,
 }
 
-impl<'m> Scatter<'_, 'm> {
+impl<'m, L: Logging> Scatter<'_, 'm, '_, L> {
     fn write(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let Some(range) = self
@@ -322,6 +346,7 @@ impl<'m> Scatter<'_, 'm> {
                 return;
             };
             let written = copy_out(range, data);
+            L::mark(&mut self.log, range.first(written));
             data = data.get(written..).unwrap_or_default();
             self.left = Some(range.after(written));
         }

@@ -11,6 +11,7 @@ mod counters;
 mod dequeue;
 mod enqueue;
 mod level;
+mod logging;
 mod offload;
 mod packet;
 mod select;
@@ -21,7 +22,9 @@ pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 pub use crate::virtio_net::{Asked, Datagram, Headers, Ip, Transport, ip_checksum_is_right};
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
+use crate::memory::Lookups;
 use crate::virtqueue::{Notified, Notifier, Ring};
+use logging::Logging;
 
 /// The most packets that go through one pass of the short body.
 const PASS: usize = 64;
@@ -49,8 +52,20 @@ const fn count(packets: usize) -> u16 {
 
 /// Ends a burst: the driver sees what was given back, and is called when it wants to be.
 #[inline(always)]
-fn publish<R: Ring>(ring: &mut R, notifier: &Notifier, counters: &QueueCounters) {
-    if !ring.publish_used() {
+fn publish<R: Ring, L: Logging>(
+    ring: &mut R,
+    log: Option<L::Log<'_>>,
+    notifier: &Notifier,
+    lookups: Lookups,
+    counters: &QueueCounters,
+) {
+    let Lookups { hits, misses } = lookups;
+    if hits | misses != 0 {
+        add(&counters.iotlb_hits, hits);
+        add(&counters.iotlb_misses, misses);
+    }
+    // `select` chose the burst by the log.
+    if !log.is_some_and(|log| L::publish(log, ring)) {
         return;
     }
     match notifier.notify(ring) {

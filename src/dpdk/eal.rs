@@ -117,6 +117,13 @@ pub fn set_errno(errno: c_int) {
     unsafe { address.write(errno) };
 }
 
+/// `rte_errno` of the calling thread.
+pub fn errno() -> c_int {
+    let address = thread_local_address!("per_lcore__rte_errno").cast::<c_int>();
+    // SAFETY: EAL's own thread-local integer, which only this thread uses.
+    unsafe { address.read() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,9 +138,7 @@ mod tests {
     fn errno_can_be_set_in_each_thread() {
         set_errno(libc::ENOTSUP);
 
-        let address = thread_local_address!("per_lcore__rte_errno").cast::<c_int>();
-        // SAFETY: this thread's own variable.
-        assert_eq!(unsafe { address.read() }, libc::ENOTSUP);
+        assert_eq!(errno(), libc::ENOTSUP);
     }
 
     #[test]

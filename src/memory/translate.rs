@@ -1,7 +1,7 @@
 //! From the addresses that a driver writes into descriptors to bytes.
 #![forbid(unsafe_code)]
 
-use super::{Cursor, Descriptor, Gpa, GuestRange, Iova, MemoryTable};
+use super::{Cursor, Descriptor, Gpa, GuestRange, Iova, Lookaside, MemoryTable};
 
 /// Why an address has no bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,24 @@ pub struct Piece {
     pub gpa: Gpa,
     /// How many there are; 0 only when no more were wanted.
     pub len: usize,
+}
+
+/// How far a ring was looked through, ahead of what is taken from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ahead {
+    /// The position behind the last slot that was looked at.
+    pub until: Option<u16>,
+    /// For so many more slots it is worth while.
+    pub slots: u32,
+}
+
+/// How often a burst looked for a translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// It was known.
+    pub hits: u64,
+    /// It was not.
+    pub misses: u64,
 }
 
 /// Finds what the addresses in descriptors mean, for one direction of the ring.
@@ -44,6 +62,24 @@ pub trait Translate<'m> {
 
     /// For what is already known to be guest-physical.
     fn memory(&mut self) -> &mut Cursor<'m>;
+
+    /// How far the ring was looked through for what has to be asked; `None` when nothing ever has.
+    #[inline(always)]
+    fn ahead(&mut self) -> Option<&mut Ahead> {
+        None
+    }
+
+    /// Whether this burst has asked for something that nobody asked for before.
+    #[inline(always)]
+    fn asked(&self) -> bool {
+        false
+    }
+
+    /// Whether it is of use to ask more in this burst.
+    #[inline(always)]
+    fn may_ask(&self) -> bool {
+        false
+    }
 
     /// The descriptor at `at` in an indirect table.
     ///
@@ -96,11 +132,61 @@ impl<'m> Translate<'m> for Cursor<'m> {
 
 /// What addresses in descriptors are, as a type: each has burst bodies of its own.
 pub trait Space {
-    /// Translates them during a burst.
-    type Cursor<'m>: Translate<'m>;
+    /// What a burst needs in order to translate them.
+    type Held<'m>;
+    /// Translates them.
+    type Cursor<'h, 'm: 'h>: Translate<'m>;
 
-    /// A cursor for the descriptors of a ring whose buffers lie in `memory`.
-    fn cursor(memory: &MemoryTable) -> Self::Cursor<'_>;
+    /// For a ring whose buffers lie in `memory`; `None` when it is another space's ring, by its
+    /// `lookaside`.
+    fn hold<'m>(
+        memory: &'m MemoryTable,
+        lookaside: &'m mut Option<Box<Lookaside>>,
+    ) -> Option<Self::Held<'m>>;
+
+    /// A cursor for a part of the burst. One that is made where it is used can stay in registers.
+    fn cursor<'h, 'm: 'h>(held: &'h mut Self::Held<'m>) -> Self::Cursor<'h, 'm>;
+
+    /// Ends the burst: the questions go out.
+    fn release(held: Self::Held<'_>) -> Lookups;
+}
+
+/// In another function.
+impl<'m, T: Translate<'m>> Translate<'m> for &mut T {
+    #[inline(always)]
+    fn whole(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        T::whole(self, at, len)
+    }
+
+    #[inline(always)]
+    fn piece(&mut self, at: Iova, len: usize) -> Result<Piece, Fault> {
+        T::piece(self, at, len)
+    }
+
+    #[inline(always)]
+    fn descriptor_words(&mut self, at: Iova) -> Result<[u64; 2], Fault> {
+        T::descriptor_words(self, at)
+    }
+
+    #[inline(always)]
+    fn memory(&mut self) -> &mut Cursor<'m> {
+        T::memory(self)
+    }
+
+    #[inline(always)]
+    fn ahead(&mut self) -> Option<&mut Ahead> {
+        T::ahead(self)
+    }
+
+    #[inline(always)]
+    fn asked(&self) -> bool {
+        T::asked(self)
+    }
+
+    #[inline(always)]
+    fn may_ask(&self) -> bool {
+        T::may_ask(self)
+    }
 }
 
 /// Guest-physical addresses.
@@ -108,10 +194,24 @@ pub trait Space {
 pub enum Physical {}
 
 impl Space for Physical {
-    type Cursor<'m> = Cursor<'m>;
+    type Held<'m> = &'m MemoryTable;
+    type Cursor<'h, 'm: 'h> = Cursor<'m>;
 
     #[inline(always)]
-    fn cursor(memory: &MemoryTable) -> Cursor<'_> {
+    fn hold<'m>(
+        memory: &'m MemoryTable,
+        _lookaside: &'m mut Option<Box<Lookaside>>,
+    ) -> Option<&'m MemoryTable> {
+        Some(memory)
+    }
+
+    #[inline(always)]
+    fn cursor<'h, 'm: 'h>(memory: &'h mut &'m MemoryTable) -> Cursor<'m> {
         memory.cursor()
+    }
+
+    #[inline(always)]
+    fn release(_memory: &MemoryTable) -> Lookups {
+        Lookups::default()
     }
 }

@@ -21,6 +21,7 @@ mod rarp;
 mod registry;
 mod stats;
 mod telemetry;
+pub mod vfio;
 mod vring;
 mod xstats;
 

@@ -118,11 +118,17 @@ pub struct Offer {
     pub postcopy: bool,
     /// Packets can say that they stand for datagrams, not for fragments of one.
     pub datagrams: bool,
+    /// The device may be behind an IOMMU.
+    pub iommu: bool,
 }
 
 /// The virtio features that a port offers.
 pub fn word(offer: Offer) -> u64 {
-    offered() & !withdrawn(offer) | added(offer)
+    let iommu = match offer.iommu {
+        true => VIRTIO_F_IOMMU_PLATFORM,
+        false => 0,
+    };
+    offered() & !withdrawn(offer) | added(offer) | iommu
 }
 
 /// The ones that the C driver does not have. By default there are none: a driver that acked one
@@ -176,6 +182,7 @@ pub fn offered() -> u64 {
         | VIRTIO_NET_F_CTRL_RX
         | VIRTIO_NET_F_GUEST_ANNOUNCE
         | VIRTIO_NET_F_MQ
+        | VHOST_F_LOG_ALL
         | VIRTIO_F_ANY_LAYOUT
         | VIRTIO_RING_F_INDIRECT_DESC
         | VIRTIO_RING_F_EVENT_IDX
@@ -188,6 +195,7 @@ pub fn offered() -> u64 {
 /// The protocol features that a port can offer.
 pub fn offered_protocol() -> u64 {
     VHOST_USER_PROTOCOL_F_MQ
+        | VHOST_USER_PROTOCOL_F_LOG_SHMFD
         | VHOST_USER_PROTOCOL_F_RARP
         | VHOST_USER_PROTOCOL_F_REPLY_ACK
         | VHOST_USER_PROTOCOL_F_NET_MTU
@@ -244,9 +252,9 @@ mod tests {
 
     #[test]
     fn bits_have_the_numbers_of_the_specification() {
-        assert_eq!(offered(), 0xd_7866_ffcb);
-        assert_eq!(offered_protocol(), 0x1_813d);
-        assert_eq!(protocol_word(Offer::default()), 0x1_803d);
+        assert_eq!(offered(), 0xd_7c66_ffcb);
+        assert_eq!(offered_protocol(), 0x1_813f);
+        assert_eq!(protocol_word(Offer::default()), 0x1_803f);
         let with = Offer {
             postcopy: true,
             ..Offer::default()
@@ -263,8 +271,7 @@ mod tests {
                 ext_buffer,
                 ..Offer::default()
             };
-            // The C driver also offers the dirty log.
-            word(offer) | VHOST_F_LOG_ALL
+            word(offer)
         };
         assert_eq!(given(false, false, false), 0xd_7c66_e7cb);
         assert_eq!(given(true, false, false), 0xd_7c66_ffcb);
@@ -272,6 +279,21 @@ mod tests {
         assert_eq!(given(true, true, false), 0xd_7c66_a7cb);
         assert_eq!(given(true, true, true), 0xd_7c66_ffcb);
         assert_eq!(given(false, true, true), 0xd_7c66_e7cb);
+    }
+
+    #[test]
+    fn an_iommu_is_a_bit_more() {
+        for tso in [false, true] {
+            let plain = Offer {
+                tso,
+                ..Offer::default()
+            };
+            let iommu = Offer {
+                iommu: true,
+                ..plain
+            };
+            assert_eq!(word(iommu) ^ word(plain), 1 << 33);
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 
-use super::device::Device;
+use super::device::{Device, IotlbMessage};
 use super::error::RequestError;
 use super::wire::{MAX_FILES, Message, Reply};
 
@@ -82,7 +82,8 @@ messages! {
     3 SET_OWNER: Zero, 0, Crate;
     4 RESET_OWNER: Zero, 0, Crate;
     5 SET_MEM_TABLE: ANY, 8, Crate;
-    6 SET_LOG_BASE: ANY, 0, Refused;
+    // The crate answers with a payload; frontends know that of none.
+    6 SET_LOG_BASE: One, 16, Own(set_log_base);
     7 SET_LOG_FD: One, 0, Own(set_log_fd);
     8 SET_VRING_NUM: Zero, 8, Crate;
     9 SET_VRING_ADDR: Zero, 40, Crate;
@@ -100,7 +101,7 @@ messages! {
     19 SEND_RARP: Zero, 8, Own(send_rarp);
     20 NET_SET_MTU: Zero, 8, Own(net_set_mtu);
     21 SET_BACKEND_REQ_FD: One, 0, Own(set_backend_req_fd);
-    22 IOTLB_MSG: ANY, 0, Refused;
+    22 IOTLB_MSG: Zero, 32, Own(iotlb_msg);
     23 SET_VRING_ENDIAN: ANY, 0, Refused;
     24 GET_CONFIG: ANY, 0, Refused;
     25 SET_CONFIG: ANY, 0, Refused;
@@ -210,6 +211,18 @@ fn clear_memory(device: &mut Device, _body: &[u8], files: Vec<OwnedFd>) -> Outco
     Ok(None)
 }
 
+fn set_log_base(device: &mut Device, body: &[u8], files: Vec<OwnedFd>) -> Outcome {
+    if body.len() != 16 {
+        return Err(RequestError::LogSize(body.len()));
+    }
+    let (size, offset) = (number(body), number(body.get(8..).unwrap_or_default()));
+    if let Some(file) = files.into_iter().next() {
+        device.set_log(file.into(), size, offset)?;
+    }
+    // The answer is a reply without a payload, also when none was asked for.
+    Ok(Some(Vec::new().into()))
+}
+
 /// A file to announce changes of the dirty log; there is nobody to announce them to.
 fn set_log_fd(_device: &mut Device, _body: &[u8], _files: Vec<OwnedFd>) -> Outcome {
     Ok(None)
@@ -240,6 +253,11 @@ fn set_backend_req_fd(device: &mut Device, _body: &[u8], files: Vec<OwnedFd>) ->
     let is_socket = |file: &OwnedFd| matches!(socket_type(file), Ok(SocketType::STREAM));
     let channel = channel.filter(is_socket).ok_or(RequestError::NotASocket)?;
     device.set_channel(channel);
+    Ok(None)
+}
+
+fn iotlb_msg(device: &mut Device, body: &[u8], _files: Vec<OwnedFd>) -> Outcome {
+    device.iotlb(IotlbMessage::from_bytes(body))?;
     Ok(None)
 }
 

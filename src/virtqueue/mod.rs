@@ -4,7 +4,9 @@
 //! A [`Virtqueue`] comes out of the session's checks and goes into a [`Gate`]; while it is there,
 //! only the lcore that passed the gate touches it.
 
+mod ahead;
 mod chain;
+mod dirty;
 mod gate;
 mod notify;
 mod packed;
@@ -14,7 +16,9 @@ mod split;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use ahead::{Looked, after_a_miss, look_ahead};
 pub use chain::{Chain, Reserved, Segment};
+pub use dirty::{QueueLog, RingWrites};
 #[cfg(loom)]
 pub use gate::NoBarrier;
 pub use gate::{Allow, Barrier, Gate, Membarrier};
@@ -23,7 +27,7 @@ pub use packed::PackedRing;
 pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
 pub use split::SplitRing;
 
-use crate::memory::{AreaError, MemoryTable, Uva};
+use crate::memory::{Access, AreaError, DirtyLog, Gpa, Lookaside, MemoryTable, Uva};
 
 /// The descriptor continues in the one that `next` names (VIRTIO 1.2, 2.7.5).
 pub const VRING_DESC_F_NEXT: u16 = 1;
@@ -74,6 +78,28 @@ pub struct RingConfig {
     pub event_idx: bool,
 }
 
+impl RingConfig {
+    /// Lengths of the three areas in bytes, event words included, and what the device does there.
+    pub fn needs(&self) -> [(u64, Access); 3] {
+        let n = u64::from(self.size);
+        let event = if self.event_idx { 2 } else { 0 };
+        if self.packed {
+            let event = 4;
+            [
+                (16 * n, Access::BOTH),
+                (event, Access::READ),
+                (event, Access::WRITE),
+            ]
+        } else {
+            [
+                (16 * n, Access::READ),
+                (4 + 2 * n + event, Access::READ),
+                (4 + 8 * n + event, Access::BOTH),
+            ]
+        }
+    }
+}
+
 /// A ring that an lcore can poll.
 #[derive(Debug)]
 pub struct Virtqueue {
@@ -81,10 +107,14 @@ pub struct Virtqueue {
     pub ring: Layout,
     /// Where its buffers lie.
     pub memory: Arc<MemoryTable>,
+    /// What the addresses of buffers mean behind an IOMMU; without one they are guest-physical.
+    pub lookaside: Option<Box<Lookaside>>,
     /// Who is told about used buffers.
     pub notifier: Notifier,
     /// Scratch for chains of more than one descriptor.
     pub chain: Chain,
+    /// The pages that were written, while the guest is migrated.
+    pub log: Option<Box<QueueLog>>,
     features: u64,
 }
 
@@ -109,15 +139,47 @@ impl Virtqueue {
         Ok(Self {
             ring,
             memory: Arc::clone(memory),
+            lookaside: None,
             notifier: Notifier::new(call),
             chain: Chain::new(config.size),
+            log: None,
             features,
         })
+    }
+
+    /// Notes in `log` what is written to guest memory. `used` is where writes to the used ring are
+    /// noted, if at all. The burst must be chosen after this.
+    #[must_use]
+    pub fn logged(mut self, log: Arc<DirtyLog>, used: Option<Gpa>) -> Self {
+        let log = QueueLog::new(log, &self.memory, &self.ring, used);
+        self.log = Some(Box::new(log));
+        self
     }
 
     /// The features that the driver acked.
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// Asks for what the chains that wait need, if the device is behind an IOMMU.
+    pub fn look_ahead(&mut self) -> Looked {
+        let Self {
+            ring,
+            lookaside,
+            chain,
+            ..
+        } = self;
+        let Some(lookaside) = lookaside else {
+            return Looked::Empty;
+        };
+        chain.begin_burst();
+        let mut cursor = lookaside.cursor();
+        let looked = match ring {
+            Layout::Split(ring) => ahead::look_from_here(ring, chain, &mut cursor),
+            Layout::Packed(ring) => ahead::look_from_here(ring, chain, &mut cursor),
+        };
+        cursor.finish();
+        looked
     }
 
     /// Whether a buffer waits.

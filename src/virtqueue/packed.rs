@@ -8,16 +8,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::dirty::entries;
 use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::split::event_passed;
 use super::{
-    Chain, RingConfig, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    Chain, RingConfig, RingWrites, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
     VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC,
     VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 use crate::memory::{
-    AreaError, Descriptor, Fault, GuestPacked, GuestPackedRun, GuestWord, MemoryTable, Translate,
-    Uva,
+    AreaError, Descriptor, Fault, GuestPacked, GuestPackedRun, GuestRange, GuestWord, MemoryTable,
+    Translate, Uva,
 };
 
 const WRAP: u16 = 1 << 15;
@@ -152,6 +153,11 @@ impl PackedRing {
         self.descriptors.set_used(at.index(), id, len, flags);
     }
 
+    /// The memory of the ring.
+    pub(super) fn descriptors(&self) -> GuestRange<'_> {
+        self.descriptors.range()
+    }
+
     /// What other threads may look at.
     pub(super) fn view(&self) -> PackedView {
         PackedView {
@@ -237,6 +243,21 @@ impl Ring for PackedRing {
         self.next_available.0
     }
 
+    fn position_after(&self, slots: u16) -> u16 {
+        self.at(slots).0
+    }
+
+    fn slots_until(&self, position: u16) -> u16 {
+        let (here, there) = (self.next_available, Position(position));
+        let turn = if here.wrap() == there.wrap() {
+            0
+        } else {
+            self.size
+        };
+        let slots = (there.index().wrapping_add(turn)).wrapping_sub(here.index());
+        if slots <= self.size { slots } else { 0 }
+    }
+
     #[inline(always)]
     fn has_available(&self) -> bool {
         let at = self.next_available;
@@ -280,6 +301,7 @@ impl Ring for PackedRing {
         let mut bytes = 0;
         let mut id = 0;
         let mut fits = true;
+        let mut missed = false;
         let mut slots = 0;
         loop {
             let at = self.at(nth.wrapping_add(slots));
@@ -307,11 +329,15 @@ impl Ring for PackedRing {
                 Ok(more) => bytes += more,
                 // Walk on: all of its descriptors go back.
                 Err(Fault::Malformed) => fits = false,
-                Err(Fault::Miss) => return Walk::Miss { slots },
+                // Walk on, to ask for the rest.
+                Err(Fault::Miss) => missed = true,
             }
             let last = descriptor.flags & VRING_DESC_F_NEXT == 0;
             if last && fits {
-                return Walk::Complete(Walked { id, slots, bytes });
+                return match missed {
+                    true => Walk::Miss { slots },
+                    false => Walk::Complete(Walked { id, slots, bytes }),
+                };
             }
             if last || slots == self.size || nth.wrapping_add(slots) >= self.size {
                 return Walk::Malformed { id, slots };
@@ -341,6 +367,23 @@ impl Ring for PackedRing {
         let at = self.withheld.map_or(next, |first| first.at);
         self.withheld = Some(Withheld { at, id, len: 0 });
         self.next_used = next.after(slots, self.size);
+    }
+
+    /// Of a chain only the first descriptor is written, but they are all in this: they share pages.
+    fn writes(&self) -> RingWrites {
+        let Some(Withheld { at, .. }) = self.withheld else {
+            return RingWrites::default();
+        };
+        let (from, to) = (at.index(), self.next_used.index());
+        let count = if at.wrap() == self.next_used.wrap() {
+            to.wrapping_sub(from)
+        } else {
+            to.wrapping_add(self.size).wrapping_sub(from)
+        };
+        RingWrites {
+            entries: entries((0, 16, self.size), from, count),
+            last: entries((0, 16, self.size), from, 1),
+        }
     }
 
     #[inline(always)]

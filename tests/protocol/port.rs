@@ -18,6 +18,7 @@ pub(crate) enum Event {
     Down,
     Rarp([u8; 6]),
     Kick(u16, bool),
+    LookAgain(u16),
 }
 
 type Hook = Box<dyn Fn(Event) + Send>;
@@ -93,12 +94,17 @@ impl Port {
     /// Takes `count` chains of split vring `index` and gives them back.
     pub(crate) fn use_chains(&self, index: u16, count: u16) {
         self.poll(index, |virtqueue| {
-            let ring = SplitRing::of(&mut virtqueue.ring).unwrap();
+            let Virtqueue { ring, log, .. } = virtqueue;
+            let ring = SplitRing::of(ring).unwrap();
             ring.take(count);
             for head in 0..count {
                 ring.push_used(head, 1, 0);
             }
-            ring.publish_used();
+            match log {
+                Some(log) => log.publish(ring),
+                None => ring.publish_used(),
+            };
+            ring.wanted_call();
         });
     }
 
@@ -140,6 +146,16 @@ impl SessionEvents for Port {
 
     fn take(&self, index: u16) -> Option<Virtqueue> {
         self.state.lock().unwrap().given.remove(&index)
+    }
+
+    fn alter(&self, index: u16, work: &mut dyn FnMut(&mut Virtqueue)) {
+        if let Some(virtqueue) = self.state.lock().unwrap().given.get_mut(&index) {
+            work(virtqueue);
+        }
+    }
+
+    fn look_again(&self, index: u16) {
+        self.note(Event::LookAgain(index));
     }
 
     fn queue_state(&self, index: u16, ready: bool) {

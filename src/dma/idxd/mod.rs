@@ -6,13 +6,16 @@
 
 pub mod char_device;
 pub mod descriptor;
+mod open_vfio;
 pub mod portal;
 pub mod queue;
 pub mod sysfs;
 #[cfg(test)]
 mod tests;
+pub mod vfio;
 
 pub use char_device::{CharDevice, open_char_device};
+pub use open_vfio::open_vfio;
 pub use queue::Queue;
 
 use super::vfio::PciId;

@@ -4,6 +4,7 @@
 )]
 
 mod files;
+mod registers;
 
 use super::queue::{Limits, Queue};
 use super::*;

@@ -185,6 +185,11 @@ impl DsaModel {
         }
     }
 
+    /// Forgets what it has not worked on.
+    pub fn abort(&self) {
+        self.state().waiting.clear();
+    }
+
     /// How the driver reaches it otherwise.
     pub fn access(&self) -> FakeAccess {
         let memory = self.state().memory.clone();

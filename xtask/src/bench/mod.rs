@@ -2,8 +2,10 @@
 
 mod cells;
 mod csv;
+mod idle;
 mod json;
 mod machine;
+mod markdown;
 mod matrix;
 mod options;
 mod pairs;
@@ -55,31 +57,53 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
     if options.wants(Part::Testpmd) {
         pairs::pairs(&ours, &options.base, options.rounds())?;
     }
-    if groups.is_empty() {
+    let with_idle = options.wants(Part::Idle);
+    if groups.is_empty() && !with_idle {
         return Ok(());
     }
     let tool = Tool::build(options.cores)?;
-    let context = Context {
+    let mut context = Context {
         machine: Machine::here(&tool),
         ours: label(&ours),
         base: label(&options.base),
-        rounds: options.rounds(),
+        rounds: 0,
         ms: options.ms,
     };
     println!("\n{}", context.machine);
-    let (results, failures) = runner::run_all(&tool, &ours, &options, &groups)?;
+    println!("A: {}, B: {}", context.base, context.ours);
+    let rows = match with_idle {
+        true => idle::measure(&tool, &options.base, &ours, options.level)?,
+        false => Vec::new(),
+    };
+    let (results, rounds, failures) = runner::run_all(&tool, &ours, &options, &groups)?;
+    context.rounds = rounds;
     let comparisons = results.comparisons();
-    report::print(&context, &comparisons);
+    if !groups.is_empty() {
+        report::print(&context, &comparisons);
+    }
     let folder = root().join("benches/results");
-    for (extension, text) in [
-        ("csv", csv::table(&comparisons)),
-        ("json", json::document(&context, &comparisons)),
-        ("svg", svg::picture(&context, &comparisons)),
-    ] {
-        let file = folder.join(format!("{}.{extension}", options.name));
-        let written = fs::create_dir_all(&folder).and_then(|()| fs::write(&file, text));
-        written.map_err(|error| format!("{}: {error}", file.display()))?;
+    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let write = |name: &str, text: String| {
+        let file = folder.join(format!("{}{name}", options.name));
         println!("wrote {}", file.display());
+        fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))
+    };
+    if !groups.is_empty() {
+        write(".csv", csv::table(&comparisons))?;
+        write(".svg", svg::picture(&context, &comparisons))?;
+    }
+    if with_idle {
+        write("-idle.csv", csv::idle_table(&rows))?;
+    }
+    write(".json", json::document(&context, &comparisons, &rows))?;
+    if options.docs {
+        let file = root().join("docs/performance.md");
+        let text =
+            fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let tables = markdown::tables(&context, &comparisons);
+        let text = markdown::updated(&text, &tables).ok_or("docs/performance.md has no marks")?;
+        println!("wrote {}", file.display());
+        fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
     }
     match failures.len() {
         0 => Ok(()),
