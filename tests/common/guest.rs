@@ -35,7 +35,8 @@ const PROGRAMS: [(&str, &str); 2] = [
 ];
 
 /// The guest's first process. It serves commands from the second serial port, on which it says
-/// `READY` after each boot.
+/// `READY` after each boot. (`read` would lose the beginning of a line when a process in the background
+/// ends or pauses meanwhile: the signal makes it begin anew.)
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -46,7 +47,7 @@ ip link set lo up
 stty -F /dev/ttyS1 raw -echo
 exec </dev/ttyS1 >/dev/ttyS1 2>&1
 echo READY
-while read -r line; do eval "$line"; done
+while line=$(head -n 1); do eval "$line"; done
 "#;
 
 /// A kernel and an initial file system.

@@ -239,10 +239,18 @@ fn format() -> Outcome<Counts> {
 
 fn clippy() -> Outcome<Counts> {
     let mut counts = Counts::default();
-    let everything = ["--workspace", "--features", "testing"];
-    for features in [&everything[..], &NO_DPDK] {
-        let mut command = cargo(&["clippy", "--all-targets"]);
-        command.args(features).args(["--", "-D", "warnings"]);
+    let everything = ["--workspace", "--features", "testing", "--all-targets"];
+    let without_dpdk = [&NO_DPDK[..], &["--all-targets"]].concat();
+    // A workspace of its own, which nothing else would tell of a change that breaks it.
+    let fuzz = [
+        "--manifest-path",
+        "fuzz/Cargo.toml",
+        "--target-dir",
+        "target/fuzz",
+    ];
+    for what in [&everything[..], &without_dpdk, &fuzz] {
+        let mut command = cargo(&["clippy"]);
+        command.args(what).args(["--", "-D", "warnings"]);
         counts.add(Counts::of_check(&run(command, PATIENCE)?));
     }
     Ok(counts)
