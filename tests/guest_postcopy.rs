@@ -7,7 +7,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -70,6 +70,7 @@ fn pattern(at: u64) -> u8 {
 struct Echo {
     socket: TcpStream,
     checked: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
     threads: [JoinHandle<Result<(), String>>; 2],
 }
 
@@ -85,6 +86,8 @@ impl Echo {
         );
         let checked = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&checked);
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
         let sender = thread::spawn(move || {
             let mut at = 0;
             loop {
@@ -102,6 +105,7 @@ impl Echo {
                 let length = match reader.read(&mut piece) {
                     Ok(0) => return Ok(()),
                     Ok(length) => length,
+                    Err(_) if ends.load(Ordering::Relaxed) => return Ok(()),
                     Err(error) => return Err(format!("after {at} bytes: {error}")),
                 };
                 for byte in &piece[..length] {
@@ -116,6 +120,7 @@ impl Echo {
         Ok(Self {
             socket,
             checked,
+            over,
             threads: [sender, receiver],
         })
     }
@@ -135,6 +140,7 @@ impl Echo {
     }
 
     fn end(self) -> Outcome {
+        self.over.store(true, Ordering::Relaxed);
         let _ = self.socket.shutdown(Shutdown::Both);
         for thread in self.threads {
             thread.join().map_err(|_| "a thread panicked")??;
