@@ -25,7 +25,7 @@ const MAX_IFACE: usize = 107;
 const VDUSE: &str = "/dev/vduse/";
 
 /// Every key, in the order of `PMD_INFO_STRING`; `legacy-ol-flags` is accepted but not listed there.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "iface",
     "queues",
     "client",
@@ -35,6 +35,7 @@ const KEYS: [&str; 9] = [
     "linear-buffer",
     "ext-buffer",
     "legacy-ol-flags",
+    "ptypes",
 ];
 
 /// What a port was asked to be.
@@ -58,6 +59,8 @@ pub struct PortConfig {
     pub ext_buffer: bool,
     /// Offload flags of received packets as before DPDK 21.11.
     pub legacy_ol_flags: bool,
+    /// Tell the packet type of every received frame.
+    pub ptypes: bool,
 }
 
 /// Why a text is no [`PortConfig`].
@@ -157,6 +160,7 @@ impl PortConfig {
             linear_buffer: strict_switch("linear-buffer")?,
             ext_buffer: strict_switch("ext-buffer")?,
             legacy_ol_flags: switch("legacy-ol-flags")?,
+            ptypes: switch("ptypes")?,
         })
     }
 }
@@ -304,6 +308,7 @@ mod tests {
             linear_buffer: false,
             ext_buffer: false,
             legacy_ol_flags: false,
+            ptypes: false,
         };
         assert_eq!(config, expected);
     }
@@ -312,7 +317,7 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             "iface=a,queues=8,client=1,iommu-support=1,postcopy-support=1,tso=1,linear-buffer=1,\
-             ext-buffer=1,legacy-ol-flags=1",
+             ext-buffer=1,legacy-ol-flags=1,ptypes=1",
         );
 
         let expected = PortConfig {
@@ -325,6 +330,7 @@ mod tests {
             linear_buffer: true,
             ext_buffer: true,
             legacy_ol_flags: true,
+            ptypes: true,
         };
         assert_eq!(config, expected);
     }
@@ -385,7 +391,7 @@ mod tests {
         assert_eq!(
             refused("iface=a,queue=2"),
             "queue: unknown key, did you mean queues? Allowed are iface, queues, client, \
-             iommu-support, postcopy-support, tso, linear-buffer, ext-buffer, legacy-ol-flags"
+             iommu-support, postcopy-support, tso, linear-buffer, ext-buffer, legacy-ol-flags, ptypes"
         );
         assert_eq!(nearest("iommu_support"), "iommu-support");
         assert_eq!(nearest("linear-buffers"), "linear-buffer");

@@ -24,7 +24,7 @@ impl SessionEvents for Port {
             let Some(vring) = self.rx.get(pair) else {
                 return Some(virtqueue);
             };
-            let burst = select_dequeue(&virtqueue);
+            let burst = select_dequeue(&virtqueue, eal::max_simd_bits());
             let before = vring.install(virtqueue, burst);
             self.wake_if_owed(index / 2);
             before
@@ -32,7 +32,7 @@ impl SessionEvents for Port {
             let Some(vring) = self.tx.get(pair) else {
                 return Some(virtqueue);
             };
-            let burst = select_enqueue(&virtqueue);
+            let burst = select_enqueue(&virtqueue, eal::max_simd_bits());
             vring.install(virtqueue, burst)
         }
     }

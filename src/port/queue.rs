@@ -6,7 +6,7 @@
 use core::ffi::c_int;
 use core::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::large::LargeBuffers;
 use super::packet::{RxPool, RxShape, Slot, TxRelease, can_tell_datagrams};
@@ -57,6 +57,10 @@ pub(super) struct Shared {
     /// Checksums that drivers leave out are made by the rx queues.
     pub(super) complete_checksums: AtomicBool,
     pub(super) check_ip: AtomicBool,
+    /// `ptypes=1`: every received frame has a packet type.
+    pub(super) types_frames: bool,
+    /// Layers that it tells of, `RTE_PTYPE_*_MASK`; 0 for none.
+    pub(super) typed_layers: AtomicU32,
 }
 
 // SAFETY: atomics, and constants once the port is probed; `port` is only followed as `port_of` says.
@@ -96,6 +100,8 @@ impl SharedBox {
             vlan_strip: AtomicBool::new(false),
             complete_checksums: AtomicBool::new(false),
             check_ip: AtomicBool::new(false),
+            types_frames: config.ptypes,
+            typed_layers: AtomicU32::new(if config.ptypes { u32::MAX } else { 0 }),
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(shared) };
@@ -168,6 +174,17 @@ impl Shared {
             .position(|&byte| byte == 0)
             .unwrap_or_default();
         String::from_utf8_lossy(self.iface.get(..len).unwrap_or_default()).into_owned()
+    }
+
+    /// How rx queues mark packets.
+    pub(super) fn rx_rules(&self) -> RxRules {
+        if !self.checksums() {
+            RxRules::Request
+        } else if self.complete_checksums.load(Ordering::Relaxed) {
+            RxRules::Complete
+        } else {
+            RxRules::Mark
+        }
     }
 
     /// Whether checksum offloads are promised to the application.
@@ -301,13 +318,9 @@ fn large_buffers(
 #[repr(C, align(64))]
 pub(super) struct RxQueue {
     vring: NonNull<RxVring>,
-    shared: NonNull<Shared>,
-    pool: Mempool,
-    shape: RxShape,
-    /// From the port's configuration, at its last start: checksums that drivers leave out are made
-    /// here.
-    complete_checksums: AtomicBool,
-    /// As before: what else is done to packets, [`STRIP_VLAN`] and [`CHECK_IP`].
+    pool: RxPool,
+    /// From the port's configuration, at its last start: what is done to received packets,
+    /// [`STRIP_VLAN`], [`CHECK_IP`] and [`SET_TYPE`].
     chores: AtomicU8,
     pub(super) stats: QueueStats,
     setup: RxSetup,
@@ -317,6 +330,8 @@ pub(super) struct RxQueue {
 pub(super) const STRIP_VLAN: u8 = 1;
 /// An rx queue's chore: the checksum of IPv4 headers is checked.
 pub(super) const CHECK_IP: u8 = 2;
+/// An rx queue's chore: the packet type is set.
+pub(super) const SET_TYPE: u8 = 4;
 
 /// A tx queue.
 #[repr(C, align(64))]
@@ -362,16 +377,17 @@ impl RxQueue {
         let template = unsafe { RxTemplate::new(pool, port.dev().port_id()) };
         let queue = Self {
             vring: NonNull::from(vring),
-            shared: port.shared_ptr(),
-            pool,
-            shape: RxShape {
-                template,
-                headroom,
-                room,
-                chains: !port.config.linear_buffer,
-                large,
+            pool: RxPool {
+                pool,
+                shape: RxShape {
+                    template,
+                    headroom,
+                    room,
+                    chains: !port.config.linear_buffer,
+                    large,
+                },
+                shared: port.shared_ptr(),
             },
-            complete_checksums: AtomicBool::new(false),
             chores: AtomicU8::new(0),
             stats: QueueStats::default(),
             setup,
@@ -388,7 +404,7 @@ impl RxQueue {
     /// What [`create`](Self::create) made; nobody polls it, and nobody uses it after this.
     pub(super) unsafe fn destroy(queue: NonNull<Self>) {
         // SAFETY: not freed yet (caller).
-        let large = unsafe { queue.as_ref() }.shape.large;
+        let large = unsafe { queue.as_ref() }.pool.shape.large;
         if let Some(large) = large {
             // SAFETY: once, since the queue goes, and nobody polls it (caller).
             unsafe { large.release() };
@@ -419,7 +435,7 @@ impl RxQueue {
     #[inline(always)]
     pub(super) fn shared(&self) -> &Shared {
         // SAFETY: as for `vring`.
-        unsafe { self.shared.as_ref() }
+        unsafe { self.pool.shared.as_ref() }
     }
 
     /// Follows the port's configuration.
@@ -431,29 +447,17 @@ impl RxQueue {
                 0
             }
         };
-        let chores = on(&shared.vlan_strip, STRIP_VLAN) | on(&shared.check_ip, CHECK_IP);
+        let typed = shared.typed_layers.load(Ordering::Relaxed) != 0;
+        let chores = on(&shared.vlan_strip, STRIP_VLAN)
+            | on(&shared.check_ip, CHECK_IP)
+            | if typed { SET_TYPE } else { 0 };
         self.chores.store(chores, Ordering::Relaxed);
-        let complete = shared.complete_checksums.load(Ordering::Relaxed);
-        self.complete_checksums.store(complete, Ordering::Relaxed);
     }
 
     /// What is to be done to received packets.
     #[inline(always)]
     pub(super) fn chores(&self) -> u8 {
         self.chores.load(Ordering::Relaxed)
-    }
-
-    /// The pool, for one burst on the calling lcore.
-    #[inline(always)]
-    pub(super) fn pool(&self) -> RxPool {
-        let rules = if !self.shared().checksums() {
-            RxRules::Request
-        } else if self.complete_checksums.load(Ordering::Relaxed) {
-            RxRules::Complete
-        } else {
-            RxRules::Mark
-        };
-        RxPool::new(self.pool, self.shape, rules)
     }
 
     /// The application starts the queue itself, after the port.
@@ -465,10 +469,10 @@ impl RxQueue {
 
     /// Tells what the queue was set up with.
     pub(super) fn describe(&self, info: &mut rte_eth_rxq_info) {
-        info.mp = self.pool.as_ptr();
+        info.mp = self.pool.pool.as_ptr();
         info.nb_desc = self.setup.descriptors;
-        info.scattered_rx = self.shape.chains.into();
-        info.rx_buf_size = self.shape.room;
+        info.scattered_rx = self.pool.shape.chains.into();
+        info.rx_buf_size = self.pool.shape.room;
         if let Some(conf) = self.setup.conf {
             info.conf = conf;
         }
@@ -492,7 +496,7 @@ impl RxQueue {
                 if !running.virtqueue.has_available() {
                     return 0;
                 }
-                self.dequeue(running, &mut self.pool(), out)
+                self.dequeue(running, out)
             })
         };
         received.unwrap_or(0)
@@ -500,14 +504,9 @@ impl RxQueue {
 
     /// One burst out of the virtqueue.
     #[inline(always)]
-    fn dequeue(
-        &self,
-        running: &mut Running<Dequeue>,
-        pool: &mut RxPool,
-        out: &mut [Slot],
-    ) -> usize {
+    fn dequeue(&self, running: &mut Running<Dequeue>, out: &mut [Slot]) -> usize {
         let counters = &self.stats.counters;
-        let received = (running.burst)(&mut running.virtqueue, pool, out, counters);
+        let received = (running.burst)(&mut running.virtqueue, &self.pool, out, counters);
         self.vring().publish_next(running.virtqueue.position());
         received
     }
@@ -516,10 +515,9 @@ impl RxQueue {
     #[cold]
     #[inline(never)]
     fn receive_rarp(&self, running: &mut Running<Dequeue>, out: &mut [Slot]) -> usize {
-        let mut pool = self.pool();
-        let injected = super::burst::inject(self, &mut pool, out);
+        let injected = super::burst::inject(self, &self.pool, out);
         let rest = out.get_mut(injected..).unwrap_or_default();
-        injected + self.dequeue(running, &mut pool, rest)
+        injected + self.dequeue(running, rest)
     }
 }
 
@@ -591,8 +589,7 @@ impl TxQueue {
         let sent = unsafe {
             vring.gate.enter(|running| {
                 let counters = &self.stats.counters;
-                let sent =
-                    (running.burst)(&mut running.virtqueue, &mut TxRelease, packets, counters);
+                let sent = (running.burst)(&mut running.virtqueue, &TxRelease, packets, counters);
                 vring.publish_next(running.virtqueue.position());
                 sent
             })
