@@ -17,9 +17,8 @@ fn begin(lab: &Lab, from: &Guest, to: &Guest) -> Outcome {
     }
     let address = format!(r#"{{"uri": "unix:{}"}}"#, lab.path_text("migration"));
     to.qmp_with("migrate-incoming", &address)?;
-    // Most pages are missing when it switches over, and come slowly unless they are asked for.
-    let slow = r#"{"max-bandwidth": 4194304, "max-postcopy-bandwidth": 4194304}"#;
-    from.qmp_with("migrate-set-parameters", slow)?;
+    // Slow: most pages are missing when it switches over.
+    from.qmp_with("migrate-set-parameters", r#"{"max-bandwidth": 8388608}"#)?;
     from.qmp_with("migrate", &address)?;
     wait_for_status(from, "active")?;
     from.qmp("migrate-start-postcopy")?;
