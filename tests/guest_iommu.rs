@@ -153,11 +153,11 @@ impl Setup {
     }
 }
 
-fn pings_and_streams(test: &str, iommu: Iommu, kind: &str, forward: &str) -> Outcome {
+fn pings_and_streams(test: &str, iommu: Iommu, kind: &str) -> Outcome {
     let Some(driver) = ours_only(test)? else {
         return Ok(());
     };
-    let Some(mut setup) = Setup::new(test, &driver, iommu, &[forward])? else {
+    let Some(mut setup) = Setup::new(test, &driver, iommu, &["set fwd io"])? else {
         return Ok(());
     };
     let bytes = noise(STREAM);
@@ -190,22 +190,12 @@ fn pings_and_streams(test: &str, iommu: Iommu, kind: &str, forward: &str) -> Out
 
 #[test]
 fn streams_with_an_address_for_each_buffer() -> Outcome {
-    let test = "guest-iommu-strict";
-    pings_and_streams(test, Iommu::Strict, "DMA", "set fwd io")
-}
-
-#[test]
-fn streams_with_addresses_that_are_given_up_many_at_a_time() -> Outcome {
-    // A hundred times a second all that is known becomes invalid, what is in use as well. Until it is
-    // known again the port takes nothing, and testpmd must not drop that.
-    let test = "guest-iommu-lazy";
-    pings_and_streams(test, Iommu::Lazy, "DMA-FQ", "set fwd io retry")
+    pings_and_streams("guest-iommu-strict", Iommu::Strict, "DMA")
 }
 
 #[test]
 fn streams_with_addresses_that_stay() -> Outcome {
-    let test = "guest-iommu-pt";
-    pings_and_streams(test, Iommu::PassThrough, "identity", "set fwd io")
+    pings_and_streams("guest-iommu-pt", Iommu::PassThrough, "identity")
 }
 
 /// Both unmap all buffers, and rings, at once, while packets come.

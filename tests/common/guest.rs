@@ -241,8 +241,6 @@ pub(crate) enum Iommu {
     Absent,
     /// An IOMMU, for which each buffer gets an address of its own, for as long as it is in use.
     Strict,
-    /// The same, but addresses are given up many at a time.
-    Lazy,
     /// An IOMMU that leaves addresses as they are.
     PassThrough,
 }
@@ -281,7 +279,6 @@ fn iommu_parameters(nics: &[Nic]) -> &'static str {
     // One for the whole machine.
     match nics.first().map(|nic| nic.machine.iommu) {
         Some(Iommu::Strict) => " intel_iommu=on iommu.passthrough=0 iommu.strict=1",
-        Some(Iommu::Lazy) => " intel_iommu=on iommu.passthrough=0 iommu.strict=0",
         Some(Iommu::PassThrough) => " intel_iommu=on iommu=pt",
         Some(Iommu::Absent) | None => "",
     }
