@@ -94,6 +94,7 @@ fn pattern(at: u64) -> u8 {
 pub(crate) struct Echo {
     socket: TcpStream,
     checked: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
     threads: [JoinHandle<Result<(), String>>; 2],
 }
 
@@ -111,6 +112,8 @@ impl Echo {
         );
         let checked = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&checked);
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
         let sender = thread::spawn(move || {
             let mut at = 0;
             loop {
@@ -128,6 +131,7 @@ impl Echo {
                 let length = match reader.read(&mut piece) {
                     Ok(0) => return Ok(()),
                     Ok(length) => length,
+                    Err(_) if ends.load(Ordering::Relaxed) => return Ok(()),
                     Err(error) => return Err(format!("after {at} bytes: {error}")),
                 };
                 for byte in &piece[..length] {
@@ -142,6 +146,7 @@ impl Echo {
         Ok(Self {
             socket,
             checked,
+            over,
             threads: [sender, receiver],
         })
     }
@@ -162,6 +167,7 @@ impl Echo {
 
     /// Ends the stream, of which every byte must have been right.
     pub(crate) fn end(self) -> Outcome {
+        self.over.store(true, Ordering::Relaxed);
         let _ = self.socket.shutdown(Shutdown::Both);
         for thread in self.threads {
             thread.join().map_err(|_| "a thread panicked")??;
