@@ -94,7 +94,7 @@ fn pattern(at: u64) -> u8 {
 pub(crate) struct Echo {
     socket: TcpStream,
     checked: Arc<AtomicU64>,
-    over: Arc<AtomicBool>,
+    ending: Arc<AtomicBool>,
     threads: [JoinHandle<Result<(), String>>; 2],
 }
 
@@ -112,8 +112,8 @@ impl Echo {
         );
         let checked = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&checked);
-        let over = Arc::new(AtomicBool::new(false));
-        let ends = Arc::clone(&over);
+        let ending = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&ending);
         let sender = thread::spawn(move || {
             let mut at = 0;
             loop {
@@ -131,7 +131,7 @@ impl Echo {
                 let length = match reader.read(&mut piece) {
                     Ok(0) => return Ok(()),
                     Ok(length) => length,
-                    Err(_) if ends.load(Ordering::Relaxed) => return Ok(()),
+                    Err(_) if ended.load(Ordering::Acquire) => return Ok(()),
                     Err(error) => return Err(format!("after {at} bytes: {error}")),
                 };
                 for byte in &piece[..length] {
@@ -146,7 +146,7 @@ impl Echo {
         Ok(Self {
             socket,
             checked,
-            over,
+            ending,
             threads: [sender, receiver],
         })
     }
@@ -167,7 +167,8 @@ impl Echo {
 
     /// Ends the stream, of which every byte must have been right.
     pub(crate) fn end(self) -> Outcome {
-        self.over.store(true, Ordering::Relaxed);
+        // The guest may answer what is still under way with a reset.
+        self.ending.store(true, Ordering::Release);
         let _ = self.socket.shutdown(Shutdown::Both);
         for thread in self.threads {
             thread.join().map_err(|_| "a thread panicked")??;
