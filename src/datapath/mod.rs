@@ -11,10 +11,13 @@ mod counters;
 mod dequeue;
 mod enqueue;
 mod offload;
+mod offloaded;
 mod packet;
 mod select;
+mod underway;
 
-pub use counters::{QueueCounters, SIZE_BINS, Tally, add};
+pub use counters::{DmaCounters, QueueCounters, SIZE_BINS, Tally, add};
+pub use offloaded::Offloaded;
 pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 // What a packet is asked, in the words of the layer below.
 pub use crate::virtio_net::{Asked, Headers, Ip, Transport, ip_checksum_is_right};

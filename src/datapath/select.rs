@@ -3,6 +3,7 @@
 
 use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
+use super::offloaded::{Bodies, bodies};
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
 use crate::virtio_net::{
     VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF,
@@ -80,5 +81,22 @@ fn enqueue<R: Ring, P: Release>(features: u64) -> EnqueueBurst<P> {
         0 => enqueue_burst::<R, P, 0>,
         HEADER_12 => enqueue_burst::<R, P, HEADER_12>,
         _ => enqueue_burst::<R, P, { HEADER_12 | MERGEABLE }>,
+    }
+}
+
+/// The same for a virtqueue with copy engines.
+pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue) -> Bodies<P> {
+    let plain = select_enqueue::<P>(vq);
+    match &vq.ring {
+        Layout::Split(_) => offloaded::<SplitRing, P>(vq.features(), plain),
+        Layout::Packed(_) => offloaded::<PackedRing, P>(vq.features(), plain),
+    }
+}
+
+fn offloaded<R: Ring, P: Release>(features: u64, plain: EnqueueBurst<P>) -> Bodies<P> {
+    match flags(features) & (HEADER_12 | MERGEABLE) {
+        0 => bodies::<R, P, 0>(plain),
+        HEADER_12 => bodies::<R, P, HEADER_12>(plain),
+        _ => bodies::<R, P, { HEADER_12 | MERGEABLE }>(plain),
     }
 }

@@ -9,6 +9,7 @@ mod gate;
 mod notify;
 mod packed;
 mod ring;
+mod shared_gate;
 mod split;
 
 use std::fs::File;
@@ -21,6 +22,7 @@ pub use gate::{Allow, Barrier, Gate, Membarrier};
 pub use notify::{Notified, Notifier};
 pub use packed::PackedRing;
 pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
+pub use shared_gate::SharedGate;
 pub use split::SplitRing;
 
 use crate::memory::{AreaError, MemoryTable, Uva};
@@ -118,6 +120,14 @@ impl Virtqueue {
     /// The features that the driver acked.
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        match &self.ring {
+            Layout::Split(ring) => ring.size(),
+            Layout::Packed(ring) => ring.size(),
+        }
     }
 
     /// Whether a buffer waits.
