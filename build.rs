@@ -153,10 +153,11 @@ mod dpdk {
 
     const FUNCTIONS: [&str; 8] = [
         "rte_eth_dev_(is_valid_port|get_port_by_name|socket_id)",
-        "rte_pktmbuf_free_bulk",
+        "rte_pktmbuf_free_bulk|rte_mbuf_dynflag_register",
         "rte_zmalloc_socket|rte_malloc_socket|rte_free|rte_malloc_virt2iova|rte_mem_virt2iova",
         "rte_log|rte_log_register_type_and_pick_level|rte_log_can_log",
-        "rte_eal_process_type|rte_socket_id|rte_version|rte_vect_get_max_simd_bitwidth",
+        "rte_eal_process_type|rte_socket_id|rte_version|rte_vect_get_max_simd_bitwidth|\
+         rte_eal_iova_mode",
         "rte_ctrl_thread_create|rte_thread_create_control|rte_thread_join",
         "rte_intr_(instance_(alloc|free)|type_set|fd_set|vec_list_(alloc|free|index_set)|\
          efds_index_set|nb_efd_set|max_intr_set|efd_counter_size_set)",

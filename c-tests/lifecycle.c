@@ -73,7 +73,7 @@ device_info(void)
 	const uint64_t rx_more = RTE_ETH_RX_OFFLOAD_IPV4_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_LRO |
 				 RTE_ETH_RX_OFFLOAD_SCATTER;
 	const uint64_t tx_more = RTE_ETH_TX_OFFLOAD_IPV4_CKSUM | RTE_ETH_TX_OFFLOAD_SCTP_CKSUM |
-				 RTE_ETH_TX_OFFLOAD_TCP_TSO;
+				 RTE_ETH_TX_OFFLOAD_TCP_TSO | RTE_ETH_TX_OFFLOAD_UDP_TSO;
 	struct rte_eth_dev_info info;
 	uint16_t port = attach(socket_path("info"), 5);
 

@@ -126,6 +126,27 @@ feature_words(void)
 	guest_close(&guest);
 }
 
+static uint64_t
+offered_protocol_features(const char *devargs)
+{
+	uint64_t features = 0;
+
+	if (!guest_open_port(&guest, &(struct guest_options){.devargs = devargs}) ||
+	    !frontend_connect(&guest.frontend, guest.path) ||
+	    !frontend_get_u64(&guest.frontend, GET_PROTOCOL_FEATURES, &features))
+		CHECK(false, "no answer");
+	guest_close(&guest);
+	return features;
+}
+
+static void
+page_faults_are_opt_in(void)
+{
+	CHECK((offered_protocol_features("") & PF_PAGEFAULT) == 0, "offered by default");
+	CHECK((offered_protocol_features(",postcopy-support=1") & PF_PAGEFAULT) != 0,
+	      "not offered");
+}
+
 static void
 answers(void)
 {
@@ -466,6 +487,7 @@ main(void)
 		 errors_without_need_reply_end_the_connection, 10);
 	run_case("messages raise their events and no more", events_of_messages, 20);
 	run_case("without status the rings make the link", events_without_status, 10);
+	run_case("postcopy is offered when it was asked for", page_faults_are_opt_in, 10);
 	run_case("without protocol features the kick enables", events_of_an_old_frontend, 10);
 	run_case("queue events are told once, also beyond the queues",
 		 queue_events_beyond_the_queues, 10);

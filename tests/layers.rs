@@ -63,10 +63,13 @@ const UNSAFE: &[&str] = &[
     "dma/channel/tests.rs",
     "dma/software.rs",
     "dma/software/tests.rs",
-    "dma/vfio.rs",
-    "dma/ioat.rs",
-    "dma/idxd.rs",
-    "testing/engine.rs",
+    "dma/vfio/function.rs",
+    "dma/vfio/ioctl.rs",
+    "dma/vfio/memory.rs",
+    "dma/vfio/type1.rs",
+    "dma/ioat/mod.rs",
+    "dma/ioat/tests.rs",
+    "testing/dma/",
     "testing/packet.rs",
 ];
 

@@ -57,6 +57,7 @@ enum request {
 #define PF_RARP (1ull << 2)
 #define PF_REPLY_ACK (1ull << 3)
 #define PF_MTU (1ull << 4)
+#define PF_PAGEFAULT (1ull << 8)
 #define PF_STATUS (1ull << 16)
 
 #define STATUS_ALL 0x0f /* up to DRIVER_OK */

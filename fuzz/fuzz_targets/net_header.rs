@@ -2,7 +2,7 @@
 //! another guest.
 //!
 //! The input is a byte each for the guests' features, how marks are wanted, the room of a packet and
-//! where the chain is cut, the header, and the frame. `cargo +nightly fuzz run net_header`.
+//! where the chain is cut, the header, and the frame. `cargo xtask fuzz net_header`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -11,7 +11,8 @@ use rte_net_vhost::testing::{Buffer, FakeDriver};
 use rte_net_vhost::virtio_net::{
     VIRTIO_F_VERSION_1, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN,
     VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO,
-    VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_MRG_RXBUF,
 };
 
 /// A driver with those of `bits` that `chosen` names.
@@ -37,11 +38,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     }
     let rules = [RxRules::Mark, RxRules::Complete, RxRules::Request][usize::from(rules % 3)];
-    let host = [
-        VIRTIO_F_VERSION_1,
-        VIRTIO_NET_F_CSUM,
-        VIRTIO_NET_F_HOST_UFO,
-    ];
+    let host = [VIRTIO_F_VERSION_1, VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_UFO];
     let room = [16, 64, 300, 2048][usize::from(room % 4)];
     let mut sender = driver(&host, features).packet_room(room);
     sender.pool.set_rules(rules);
@@ -61,6 +58,7 @@ fuzz_target!(|data: &[u8]| {
         asked = Asked {
             received_partial: marks.checksum == Checksum::Missing,
             received_segment_size: marks.segment_size,
+            datagram: marks.datagram,
             ..asked
         };
     }
@@ -77,6 +75,8 @@ fuzz_target!(|data: &[u8]| {
         VIRTIO_NET_F_GUEST_TSO6,
         VIRTIO_NET_F_GUEST_ECN,
         VIRTIO_NET_F_GUEST_UFO,
+        VIRTIO_NET_F_GUEST_USO4,
+        VIRTIO_NET_F_GUEST_USO6,
     ];
     let mut receiver = driver(&guest, accepted);
     for _ in 0..8 {

@@ -1,6 +1,6 @@
 //! A guest that writes what it likes into a packed ring, between bursts in both directions.
 //!
-//! Each command of the input is 8 bytes: what to do, and numbers for it. `cargo +nightly fuzz run
+//! Each command of the input is 8 bytes: what to do, and numbers for it. `cargo xtask fuzz
 //! packed_ring`.
 #![no_main]
 

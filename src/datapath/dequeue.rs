@@ -7,7 +7,7 @@ use super::offload::take_up;
 use super::{
     IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange};
+use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
     Chain, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
@@ -26,7 +26,7 @@ struct Source<'m> {
 
 /// What the general body found at the front of the ring.
 enum Look {
-    /// Nothing more.
+    /// Nothing more, or nothing that can be taken yet.
     Nothing,
     /// A frame, in this chain.
     Frame(Walked),
@@ -35,7 +35,7 @@ enum Look {
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
-pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
+pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     out: &mut [P::Packet],
@@ -54,7 +54,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
     if ring.available(1) == 0 {
         return 0;
     }
-    let mut cursor = memory.cursor();
+    let mut cursor = S::cursor(memory);
     let mut tally = Tally::default();
     let room = pool.room();
     let longest = if pool.chains() {
@@ -69,7 +69,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         let wanted = run.slots();
         let mut slots = Room::<_, PASS>::new();
         let mut sources = Slots::new(&mut slots);
-        gather::<_, F>(run, &mut cursor, room, &mut sources);
+        gather::<_, _, F>(run, &mut cursor, room, &mut sources);
         let sources = sources.as_slice();
         let found = sources.len();
         if let Some(first) = sources.first() {
@@ -121,7 +121,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
             // A packed ring tells only now that it is empty.
             break;
         }
-        let walked = match look::<R, F>(ring, chain, &mut cursor, longest, counters) {
+        let walked = match look::<R, _, F>(ring, chain, &mut cursor, longest, counters) {
             Look::Nothing => break,
             Look::Dropped { id, slots } => {
                 give_back::<R, F>(ring, id, slots);
@@ -138,7 +138,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         }
         let len = walked.bytes - header_len(F) as u64;
         let large = if len > room as u64 {
-            copy_large::<P, F>(chain, &mut cursor, pool, packet, len)
+            copy_large::<P, F>(chain, cursor.memory(), pool, packet, len)
         } else {
             None
         };
@@ -154,7 +154,7 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
         }
         let header = match large {
             Some(header) => Some(header),
-            None => copy_frame::<P, F>(chain, &mut cursor, pool, packet),
+            None => copy_frame::<P, F>(chain, cursor.memory(), pool, packet),
         };
         give_back::<R, F>(ring, walked.id, walked.slots);
         let Some(header) = header else {
@@ -177,9 +177,9 @@ pub(super) fn dequeue_burst<R: Ring, P: PacketPool, const F: u32>(
 /// First pass of the short body: the packets at the front of the ring that are one descriptor, lie
 /// in one region and fit one buffer.
 #[inline(always)]
-fn gather<'m, R: Run, const F: u32>(
+fn gather<'m, R: Run, T: Translate<'m>, const F: u32>(
     run: R,
-    cursor: &mut Cursor<'m>,
+    cursor: &mut T,
     room: usize,
     sources: &mut Slots<'_, Source<'m>>,
 ) {
@@ -220,17 +220,17 @@ fn give_back<R: Ring, const F: u32>(ring: &mut R, id: u16, slots: u16) {
 
 /// The general body: walks the chain at the front of the ring, whatever it looks like.
 #[inline(never)]
-fn look<R: Ring, const F: u32>(
+fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     ring: &R,
     chain: &mut Chain,
-    cursor: &mut Cursor<'_>,
+    cursor: &mut T,
     longest: u64,
     counters: &QueueCounters,
 ) -> Look {
     chain.clear();
     let header = header_len(F) as u64;
     let walked = match ring.walk(0, chain, cursor) {
-        Walk::Nothing => return Look::Nothing,
+        Walk::Nothing | Walk::Miss { .. } => return Look::Nothing,
         Walk::Malformed { id, slots } => {
             add(&counters.drop_bad_desc, 1);
             return Look::Dropped { id, slots };

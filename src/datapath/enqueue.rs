@@ -6,7 +6,7 @@ use super::counters::add;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange};
+use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
@@ -32,7 +32,7 @@ pub(super) enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     packets: &[P::Packet],
@@ -48,7 +48,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut cursor = memory.cursor();
+    let mut cursor = S::cursor(memory);
     let mut tally = Tally::default();
     let mut taken = 0;
     chain.begin_burst();
@@ -60,7 +60,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
         let rest = rest.get(..run.slots().into()).unwrap_or_default();
         let mut slots = Room::<_, PASS>::new();
         let mut targets = Slots::new(&mut slots);
-        gather::<_, P::Packet, F>(run, &mut cursor, rest, &mut targets);
+        gather::<_, _, P::Packet, F>(run, &mut cursor, rest, &mut targets);
         let targets = targets.as_slice();
         if let Some(first) = targets.first() {
             run.prefetch_used(count(targets.len()));
@@ -79,7 +79,7 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
             let Some(&packet) = packets.get(taken) else {
                 break;
             };
-            match enqueue_chains::<R, P::Packet, F>(
+            match enqueue_chains::<R, _, P::Packet, F>(
                 ring,
                 chain,
                 &mut cursor,
@@ -101,9 +101,9 @@ pub(super) fn enqueue_burst<R: Ring, P: Release, const F: u32>(
 /// First pass of the short body: packets of one segment that ask for nothing, each with the buffer
 /// at its turn, which is one descriptor, lies in one region and is large enough.
 #[inline(always)]
-fn gather<'m, 'p, R: Run, T: Packet, const F: u32>(
+fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
     run: R,
-    cursor: &mut Cursor<'m>,
+    cursor: &mut A,
     packets: &'p [T],
     targets: &mut Slots<'_, Target<'m, 'p>>,
 ) {
@@ -162,10 +162,10 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 
 /// The general body: any packet, any chains, for a driver with these features.
 #[inline(never)]
-fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
+fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
     ring: &mut R,
     chain: &mut Chain,
-    cursor: &mut Cursor<'_>,
+    cursor: &mut A,
     (packet, features): (T, u64),
     tally: &mut Tally,
     counters: &QueueCounters,
@@ -182,7 +182,7 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
     let len = plan.as_ref().map_or(packet.len(), Plan::frame_len);
     let need = u64::from(len) + header as u64;
     let spoilt = |ring: &mut R, chain: Reserved| ring.push_used(chain.id, chain.slots, 0);
-    let slots = match reserve::<R, F>(ring, chain, cursor, (available, need), counters, spoilt) {
+    let slots = match reserve::<R, A, F>(ring, chain, cursor, (available, need), counters, spoilt) {
         Ok(slots) => slots,
         Err(outcome) => return outcome,
     };
@@ -194,7 +194,7 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
         return Outcome::Dropped;
     }
     let mut scatter = Scatter {
-        cursor,
+        cursor: cursor.memory(),
         segments: chain.segments(),
         left: None,
     };
@@ -225,10 +225,10 @@ fn enqueue_chains<R: Ring, T: Packet, const F: u32>(
 /// A chain that is malformed goes back unused, by `spoilt`. When it stands behind chains that were
 /// put together for this packet, those go back unused with it, since chains are given back in order.
 #[inline(always)]
-pub(super) fn reserve<R: Ring, const F: u32>(
+pub(super) fn reserve<'m, R: Ring, A: Translate<'m>, const F: u32>(
     ring: &mut R,
     chain: &mut Chain,
-    cursor: &mut Cursor<'_>,
+    cursor: &mut A,
     (mut available, need): (u16, u64),
     counters: &QueueCounters,
     mut spoilt: impl FnMut(&mut R, Reserved),
@@ -251,7 +251,7 @@ pub(super) fn reserve<R: Ring, const F: u32>(
         }
         let before = chain.len();
         let (walked, id, more) = match ring.walk(slots, chain, cursor) {
-            Walk::Nothing => return Err(Outcome::NoRoom),
+            Walk::Nothing | Walk::Miss { .. } => return Err(Outcome::NoRoom),
             Walk::Malformed { id, slots } => (None, id, slots),
             Walk::Complete(walked) => {
                 let writable = |segment: &Segment| segment.writable;

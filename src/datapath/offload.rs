@@ -69,6 +69,7 @@ pub(super) fn take_up<P: PacketPool>(
         headers,
         checksum,
         segment_size: received.segment_size,
+        datagram: received.datagram,
     };
     pool.mark(packet, marks);
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::dma::channel::{Burst, Channel};
 use crate::dma::flight::{Flight, Given};
-use crate::memory::{Cursor, GuestRange};
+use crate::memory::{GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan};
 use crate::virtqueue::{Chain, Reserved, Ring, Virtqueue};
 
@@ -50,10 +50,12 @@ type Land<P> = fn(
 ) -> usize;
 
 /// The bodies for ring `R` and features `F`.
-pub(super) fn bodies<R: Ring, P: Release, const F: u32>(plain: EnqueueBurst<P>) -> Bodies<P> {
+pub(super) fn bodies<R: Ring, S: Space, P: Release, const F: u32>(
+    plain: EnqueueBurst<P>,
+) -> Bodies<P> {
     Bodies {
         plain,
-        burst: enqueue_offloaded::<R, P, F>,
+        burst: enqueue_offloaded::<R, S, P, F>,
         land: land::<R, P>,
     }
 }
@@ -169,7 +171,7 @@ fn worthwhile<T: Packet>(packets: &[T], threshold: u32) -> bool {
 }
 
 /// See [`Offloaded::send`].
-fn enqueue_offloaded<R: Ring, P: Release, const F: u32>(
+fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     way: &mut Way<P>,
     pool: &mut P,
@@ -200,7 +202,7 @@ fn enqueue_offloaded<R: Ring, P: Release, const F: u32>(
         packets: 0,
         small: 0,
     };
-    let mut cursor = memory.cursor();
+    let mut cursor = S::cursor(memory);
     let mut taken = 0;
     chain.begin_burst();
     for &packet in packets {
@@ -208,7 +210,7 @@ fn enqueue_offloaded<R: Ring, P: Release, const F: u32>(
             break;
         }
         let chains = (&mut *ring, &mut *chain, &mut cursor);
-        match mover.take::<R, F>(chains, packet, features) {
+        match mover.take::<R, _, F>(chains, packet, features) {
             Outcome::Sent => {}
             Outcome::Dropped => pool.release(&[packet]),
             Outcome::NoRoom => break,
@@ -216,6 +218,7 @@ fn enqueue_offloaded<R: Ring, P: Release, const F: u32>(
         taken += 1;
     }
     mover.finish();
+    drop(cursor);
     if way.flight.lands() {
         land::<R, P>(vq, &mut way.flight, (pool, usize::MAX), counters);
     }
@@ -277,9 +280,9 @@ struct Mover<'b, T: Packet> {
 
 impl<T: Packet> Mover<'_, T> {
     /// Takes a packet, with the chains that it fills.
-    fn take<R: Ring, const F: u32>(
+    fn take<'m, R: Ring, A: Translate<'m>, const F: u32>(
         &mut self,
-        (ring, chain, cursor): (&mut R, &mut Chain, &mut Cursor<'_>),
+        (ring, chain, cursor): (&mut R, &mut Chain, &mut A),
         packet: T,
         features: u64,
     ) -> Outcome {
@@ -306,7 +309,7 @@ impl<T: Packet> Mover<'_, T> {
             flight.append(None, |_, _| {});
         };
         let limits = (available, need);
-        let slots = match reserve::<R, F>(ring, chain, cursor, limits, counters, spoilt) {
+        let slots = match reserve::<R, A, F>(ring, chain, cursor, limits, counters, spoilt) {
             Ok(slots) => slots,
             Err(outcome) => return outcome,
         };
@@ -320,7 +323,7 @@ impl<T: Packet> Mover<'_, T> {
             return Outcome::Dropped;
         }
         let mut scatter = Scatter {
-            cursor,
+            cursor: cursor.memory(),
             segments: chain.segments(),
             left: None,
         };

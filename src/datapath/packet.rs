@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::virtio_net::{Asked, Headers};
+use crate::virtio_net::{Asked, Datagram, Headers};
 
 /// How a pool's owner wants to hear of what drivers leave to others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Marks {
     pub checksum: Checksum,
     /// Payload bytes of the packets that the frame stands for; 0: it is one packet.
     pub segment_size: u16,
+    /// Of UDP: what those packets are.
+    pub datagram: Datagram,
 }
 
 /// What is known of the checksum of a received frame's transport.

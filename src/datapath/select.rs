@@ -5,6 +5,7 @@ use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
 use super::offloaded::{Bodies, bodies};
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
+use crate::memory::{Physical, Space};
 use crate::virtio_net::{
     VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF,
     driver_asks,
@@ -44,8 +45,8 @@ fn flags(features: u64) -> u32 {
 /// The burst that dequeues from `vq`.
 pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
     match &vq.ring {
-        Layout::Split(_) => dequeue::<SplitRing, P>(vq.features()),
-        Layout::Packed(_) => dequeue::<PackedRing, P>(vq.features()),
+        Layout::Split(_) => dequeue::<SplitRing, Physical, P>(vq.features()),
+        Layout::Packed(_) => dequeue::<PackedRing, Physical, P>(vq.features()),
     }
 }
 
@@ -54,33 +55,33 @@ const IN_ORDER_12: u32 = IN_ORDER | HEADER_12;
 /// Both of these.
 const OFFLOADS_12: u32 = OFFLOADS | HEADER_12;
 
-fn dequeue<R: Ring, P: PacketPool>(features: u64) -> DequeueBurst<P> {
+fn dequeue<R: Ring, S: Space, P: PacketPool>(features: u64) -> DequeueBurst<P> {
     // Mergeable buffers only matter on the way to the guest.
     match flags(features) & (HEADER_12 | IN_ORDER | OFFLOADS) {
-        0 => dequeue_burst::<R, P, 0>,
-        OFFLOADS => dequeue_burst::<R, P, OFFLOADS>,
-        HEADER_12 => dequeue_burst::<R, P, HEADER_12>,
-        IN_ORDER_12 => dequeue_burst::<R, P, IN_ORDER_12>,
-        OFFLOADS_12 => dequeue_burst::<R, P, OFFLOADS_12>,
-        _ => dequeue_burst::<R, P, { IN_ORDER_12 | OFFLOADS }>,
+        0 => dequeue_burst::<R, S, P, 0>,
+        OFFLOADS => dequeue_burst::<R, S, P, OFFLOADS>,
+        HEADER_12 => dequeue_burst::<R, S, P, HEADER_12>,
+        IN_ORDER_12 => dequeue_burst::<R, S, P, IN_ORDER_12>,
+        OFFLOADS_12 => dequeue_burst::<R, S, P, OFFLOADS_12>,
+        _ => dequeue_burst::<R, S, P, { IN_ORDER_12 | OFFLOADS }>,
     }
 }
 
 /// The burst that enqueues to `vq`.
 pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
     match &vq.ring {
-        Layout::Split(_) => enqueue::<SplitRing, P>(vq.features()),
-        Layout::Packed(_) => enqueue::<PackedRing, P>(vq.features()),
+        Layout::Split(_) => enqueue::<SplitRing, Physical, P>(vq.features()),
+        Layout::Packed(_) => enqueue::<PackedRing, Physical, P>(vq.features()),
     }
 }
 
-fn enqueue<R: Ring, P: Release>(features: u64) -> EnqueueBurst<P> {
+fn enqueue<R: Ring, S: Space, P: Release>(features: u64) -> EnqueueBurst<P> {
     // On that way it is the packets that ask. Used entries have lengths there, so each chain needs
     // its own.
     match flags(features) & (HEADER_12 | MERGEABLE) {
-        0 => enqueue_burst::<R, P, 0>,
-        HEADER_12 => enqueue_burst::<R, P, HEADER_12>,
-        _ => enqueue_burst::<R, P, { HEADER_12 | MERGEABLE }>,
+        0 => enqueue_burst::<R, S, P, 0>,
+        HEADER_12 => enqueue_burst::<R, S, P, HEADER_12>,
+        _ => enqueue_burst::<R, S, P, { HEADER_12 | MERGEABLE }>,
     }
 }
 
@@ -88,15 +89,15 @@ fn enqueue<R: Ring, P: Release>(features: u64) -> EnqueueBurst<P> {
 pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue) -> Bodies<P> {
     let plain = select_enqueue::<P>(vq);
     match &vq.ring {
-        Layout::Split(_) => offloaded::<SplitRing, P>(vq.features(), plain),
-        Layout::Packed(_) => offloaded::<PackedRing, P>(vq.features(), plain),
+        Layout::Split(_) => offloaded::<SplitRing, Physical, P>(vq.features(), plain),
+        Layout::Packed(_) => offloaded::<PackedRing, Physical, P>(vq.features(), plain),
     }
 }
 
-fn offloaded<R: Ring, P: Release>(features: u64, plain: EnqueueBurst<P>) -> Bodies<P> {
+fn offloaded<R: Ring, S: Space, P: Release>(features: u64, plain: EnqueueBurst<P>) -> Bodies<P> {
     match flags(features) & (HEADER_12 | MERGEABLE) {
-        0 => bodies::<R, P, 0>(plain),
-        HEADER_12 => bodies::<R, P, HEADER_12>(plain),
-        _ => bodies::<R, P, { HEADER_12 | MERGEABLE }>(plain),
+        0 => bodies::<R, S, P, 0>(plain),
+        HEADER_12 => bodies::<R, S, P, HEADER_12>(plain),
+        _ => bodies::<R, S, P, { HEADER_12 | MERGEABLE }>(plain),
     }
 }

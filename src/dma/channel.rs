@@ -377,7 +377,7 @@ impl Channel {
                 if still >= PATIENCE {
                     self.bury(&mut inner, "it finished no copy for 100 ms");
                 } else if still >= PATIENCE / 2 && !std::mem::replace(&mut inner.nudged, true) {
-                    inner.engine.submit();
+                    self.wake(&mut inner);
                 }
             }
             _ => {
@@ -392,11 +392,22 @@ impl Channel {
         self.lock().copies.has(user)
     }
 
-    /// Starts once more what was started: a doorbell may have been lost.
+    /// Has the engine look whether it missed a doorbell, or stopped.
     pub fn nudge(&self) {
         let mut inner = self.lock();
         if inner.halted.is_none() {
-            inner.engine.submit();
+            self.wake(&mut inner);
+        }
+    }
+
+    fn wake(&self, inner: &mut Inner) {
+        let why = match inner.engine.nudge() {
+            Health::Running => None,
+            Health::Halted => inner.recover(Instant::now()),
+            Health::Dead => Some("it does not answer, or makes no sense"),
+        };
+        if let Some(why) = why {
+            self.bury(inner, why);
         }
     }
 

@@ -378,7 +378,11 @@ impl Engine for Dmadev {
             unsafe { capacity(object.private, self.vchan) }
         });
         let free = self.tags.len() - self.outstanding() as usize - self.refused.len();
-        if self.broken { 0 } else { free.min(capacity.into()) }
+        if self.broken {
+            0
+        } else {
+            free.min(capacity.into())
+        }
     }
 
     unsafe fn stage(&mut self, copy: Transfer, tag: Tag) {
@@ -461,6 +465,11 @@ impl Engine for Dmadev {
                 break;
             }
         }
+        Health::Running
+    }
+
+    fn nudge(&mut self) -> Health {
+        self.submit();
         Health::Running
     }
 

@@ -5,9 +5,13 @@
 //! nothing of queues, packets or guests: a [`Tag`] comes back with each report.
 
 pub mod channel;
+#[cfg(feature = "dpdk")]
+pub mod dmadev;
 mod engines;
 pub mod flight;
+pub mod ioat;
 pub mod software;
+pub mod vfio;
 
 pub use engines::{Drained, Engines};
 
@@ -93,6 +97,16 @@ pub trait Engine: Send {
 
     /// After [`Health::Halted`]: goes on behind the failed copy. `false` when it cannot.
     fn recover(&mut self) -> bool;
+
+    /// Nothing was reported for long although copies are started: looks at the device itself, not
+    /// only at what it wrote to memory, and repeats a doorbell that it may have missed. Slow.
+    ///
+    /// [`Health::Halted`] also means here that the engine does not do what it was told;
+    /// [`recover`](Self::recover) then begins anew, and what was started is reported as
+    /// [`Outcome::Failed`].
+    fn nudge(&mut self) -> Health {
+        Health::Running
+    }
 
     /// Stops the engine for good. What was not reported before never will be.
     fn halt(&mut self) -> Halted;

@@ -189,6 +189,11 @@ impl Engine for Software {
         Health::Running
     }
 
+    fn nudge(&mut self) -> Health {
+        self.submit();
+        Health::Running
+    }
+
     fn recover(&mut self) -> bool {
         true
     }

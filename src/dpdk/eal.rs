@@ -3,8 +3,8 @@
 use core::ffi::{CStr, c_int};
 
 use super::sys::{
-    RTE_MAX_LCORE, RTE_PROC_PRIMARY, SOCKET_ID_ANY, rte_eal_process_type, rte_socket_id,
-    rte_vect_get_max_simd_bitwidth, rte_version,
+    RTE_IOVA_VA, RTE_MAX_LCORE, RTE_PROC_PRIMARY, SOCKET_ID_ANY, rte_eal_iova_mode,
+    rte_eal_process_type, rte_socket_id, rte_vect_get_max_simd_bitwidth, rte_version,
 };
 
 /// The calling thread's copy of a thread-local variable of EAL.
@@ -62,6 +62,12 @@ pub fn node_of<T>(address: *const T) -> Option<c_int> {
         )
     };
     (result == 0 && node >= 0).then_some(node)
+}
+
+/// Whether devices find memory at its virtual addresses.
+pub fn iova_is_va() -> bool {
+    // SAFETY: no condition.
+    unsafe { rte_eal_iova_mode() == RTE_IOVA_VA }
 }
 
 /// No preference for a memory node.

@@ -1,6 +1,6 @@
 //! Packet buffers: field access, and the rules of taking them from a pool and giving them back.
 
-use core::ffi::c_void;
+use core::ffi::{CStr, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -10,7 +10,8 @@ use super::eal::Lcore;
 use super::mempool::{Mempool, MempoolCache, Object};
 use super::sys::{
     RTE_MBUF_F_EXTERNAL, RTE_MBUF_F_INDIRECT, RTE_PKTMBUF_HEADROOM, RTE_PTYPE_ALL_MASK,
-    rte_mbuf_ext_shared_info, rte_net_get_ptype, rte_pktmbuf_free_bulk,
+    rte_mbuf_dynflag, rte_mbuf_dynflag_register, rte_mbuf_ext_shared_info, rte_net_get_ptype,
+    rte_pktmbuf_free_bulk,
 };
 
 /// One segment, the first of a packet or a later one.
@@ -297,6 +298,25 @@ impl Mbuf {
         let rearm = unsafe { AtomicU64::from_ptr(rearm) }.load(Ordering::Relaxed);
         rearm & MASK == ONE_OWNER_ONE_SEGMENT && self.is_direct()
     }
+}
+
+/// The bit of `ol_flags` with this name, which any part of the application can look up; `None` when
+/// all bits are taken, or the name is too long. Only in the primary process.
+pub fn dynamic_flag(name: &CStr) -> Option<u64> {
+    let mut params = rte_mbuf_dynflag {
+        name: [0; 64],
+        flags: 0,
+    };
+    let (_, room) = params.name.split_last_mut()?;
+    if name.count_bytes() > room.len() {
+        return None;
+    }
+    for (to, from) in room.iter_mut().zip(name.to_bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: a name that ends, and flags as they must be.
+    let bit = unsafe { rte_mbuf_dynflag_register(&raw const params) };
+    1_u64.checked_shl(u32::try_from(bit).ok()?)
 }
 
 /// Fills `mbufs` from a pool, all or none. They are as the pool keeps them: one owner, one segment,

@@ -17,6 +17,7 @@
 #include <rte_log.h>
 #include <rte_malloc.h>
 #include <rte_mbuf.h>
+#include <rte_mbuf_dyn.h>
 #include <rte_memory.h>
 #include <rte_mempool.h>
 #include <rte_net.h>
@@ -54,6 +55,7 @@ CONSTANT(uint64_t, RTE_ETH_TX_OFFLOAD_UDP_CKSUM);
 CONSTANT(uint64_t, RTE_ETH_TX_OFFLOAD_TCP_CKSUM);
 CONSTANT(uint64_t, RTE_ETH_TX_OFFLOAD_SCTP_CKSUM);
 CONSTANT(uint64_t, RTE_ETH_TX_OFFLOAD_TCP_TSO);
+CONSTANT(uint64_t, RTE_ETH_TX_OFFLOAD_UDP_TSO);
 CONSTANT(uint64_t, RTE_ETH_TX_OFFLOAD_MULTI_SEGS);
 CONSTANT(uint8_t, RTE_ETH_QUEUE_STATE_STOPPED);
 CONSTANT(uint8_t, RTE_ETH_QUEUE_STATE_STARTED);

@@ -7,6 +7,8 @@
 mod region;
 mod shared;
 mod table;
+mod translate;
+mod uffd;
 
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
@@ -14,10 +16,17 @@ pub use shared::{
     GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
+pub use translate::{Fault, Physical, Piece, Space, Translate};
+pub use uffd::Userfault;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(pub u64);
+
+/// An address as a driver writes it into a descriptor: guest-physical, or behind an IOMMU, if there
+/// is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Iova(pub u64);
 
 /// An address in the frontend's own address space, as `SET_VRING_ADDR` and the memory table use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,9 +5,11 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionBuilder};
 
+use super::uffd::{Registration, Userfault};
 use super::{Gpa, Uva};
 
 /// Where a region lies, as the frontend described it (vhost-user, "Memory region description").
@@ -51,6 +53,8 @@ pub struct Region {
     config: RegionConfig,
     /// Host address of the region's first byte; inside `mapping`.
     host: NonNull<u8>,
+    /// Goes before the mapping does.
+    _faults: Option<Registration>,
     mapping: MmapRegion,
 }
 
@@ -62,6 +66,13 @@ unsafe impl Sync for Region {}
 /// `f_type` of hugetlbfs (statfs(2)).
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
+/// The size of an ordinary page.
+fn base_page() -> u64 {
+    // SAFETY: no preconditions.
+    let base = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(base).unwrap_or(4096)
+}
+
 /// The page size that a mapping of `file` needs at both ends.
 fn page_size(file: &File, block_size: u64) -> io::Result<u64> {
     let mut about = std::mem::MaybeUninit::<libc::statfs>::uninit();
@@ -72,9 +83,7 @@ fn page_size(file: &File, block_size: u64) -> io::Result<u64> {
     }
     // SAFETY: fstatfs succeeded, so it filled the whole struct.
     let about = unsafe { about.assume_init() };
-    // SAFETY: no preconditions.
-    let base = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    let base = u64::try_from(base).unwrap_or(4096);
+    let base = base_page();
     // hugetlbfs reports its page size as the block size, and refuses to unmap part of a page.
     let huge = about.f_type == HUGETLBFS_MAGIC && block_size.is_power_of_two();
     Ok(if huge { block_size.max(base) } else { base })
@@ -88,6 +97,28 @@ impl Region {
     /// An extent that is empty or overflows, a file that is shorter than the region, or what
     /// mmap(2) says.
     pub fn map(config: RegionConfig, file: File) -> Result<Self, MapError> {
+        Self::map_with(config, file, None)
+    }
+
+    /// As [`map`](Self::map), for a guest whose memory is still on its way: whoever touches a page
+    /// that has not come waits for it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`map`](Self::map), and when the range cannot be registered.
+    pub fn map_awaited(
+        config: RegionConfig,
+        file: File,
+        userfault: &Arc<Userfault>,
+    ) -> Result<Self, MapError> {
+        Self::map_with(config, file, Some(userfault))
+    }
+
+    fn map_with(
+        config: RegionConfig,
+        file: File,
+        userfault: Option<&Arc<Userfault>>,
+    ) -> Result<Self, MapError> {
         let bad = || MapError::Extent(config);
         let end = config.offset.checked_add(config.size).ok_or_else(bad)?;
         let fits = config.size != 0
@@ -115,10 +146,18 @@ impl Region {
             length
         };
         let length = usize::try_from(length).map_err(|_| bad())?;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // An application that has locked its memory (testpmd does) gets all pages of a new mapping
+        // at once, zero, and those that are still to come would find no place. Not of one that
+        // nobody may touch.
+        let first_access = match userfault {
+            Some(_) => libc::PROT_NONE,
+            None => access,
+        };
         // Not MAP_NORESERVE: on hugetlbfs a lack of pages must show here, not as SIGBUS in a burst.
         let mapping = MmapRegionBuilder::new(length)
             .with_file_offset(FileOffset::new(file, start))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_prot(first_access)
             .with_mmap_flags(libc::MAP_SHARED)
             .build()?;
         // SAFETY: `lead < length`, since the region is not empty and ends inside the mapping.
@@ -127,9 +166,22 @@ impl Region {
         // Guest memory has no place in a core dump; a kernel that refuses changes nothing else.
         // SAFETY: the range is exactly the mapping that was just made.
         unsafe { libc::madvise(mapping.as_ptr().cast(), length, libc::MADV_DONTDUMP) };
+        let faults = match userfault {
+            Some(userfault) => {
+                let pages = length.next_multiple_of(base_page().try_into().map_err(|_| bad())?);
+                let faults = userfault.register(mapping.as_ptr().addr(), pages)?;
+                // SAFETY: the range is exactly the mapping that was just made.
+                if unsafe { libc::mprotect(mapping.as_ptr().cast(), pages, access) } != 0 {
+                    return Err(io::Error::last_os_error().into());
+                }
+                Some(faults)
+            }
+            None => None,
+        };
         Ok(Self {
             config,
             host,
+            _faults: faults,
             mapping,
         })
     }
@@ -148,6 +200,12 @@ impl Region {
         let mapped = self.mapping.file_offset();
         let mapped = mapped.and_then(|offset| identity(offset.file()));
         self.config == config && mapped.is_some() && mapped == identity(file)
+    }
+
+    /// Where the region begins in our address space, as a frontend needs to know it in order to
+    /// recognise our page faults.
+    pub fn base(&self) -> u64 {
+        self.host.addr().get() as u64
     }
 
     /// Host address of the first byte.

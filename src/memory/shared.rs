@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use super::{AreaError, Gpa, MemoryTable, Region, Uva};
+use super::{AreaError, Gpa, Iova, MemoryTable, Region, Uva};
 
 /// Bytes of guest memory inside one mapping; the table it came from keeps it mapped.
 #[derive(Clone, Copy, Debug)]
@@ -173,18 +173,9 @@ impl<'m> Cursor<'m> {
         })
     }
 
-    /// The descriptor at `at`, an entry of an indirect table, read once. The table need not be
-    /// aligned, and may cross from one region to the next.
-    pub fn descriptor(&mut self, at: Gpa) -> Option<Descriptor> {
-        self.descriptor_words(at).map(Descriptor::from_words)
-    }
-
-    /// The same in a table of a packed ring.
-    pub fn packed_descriptor(&mut self, at: Gpa) -> Option<Descriptor> {
-        self.descriptor_words(at).map(Descriptor::from_packed_words)
-    }
-
-    fn descriptor_words(&mut self, at: Gpa) -> Option<[u64; 2]> {
+    /// The two words at `at`, a descriptor, read once; they need not be aligned, and may cross from
+    /// one region to the next.
+    pub(super) fn descriptor_words(&mut self, at: Gpa) -> Option<[u64; 2]> {
         let mut bytes = [0; Descriptor::SIZE];
         let mut filled = 0;
         while filled < bytes.len() {
@@ -218,7 +209,7 @@ impl<'m> Cursor<'m> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     /// Where the buffer lies.
-    pub addr: Gpa,
+    pub addr: Iova,
     /// Its length in bytes.
     pub len: u32,
     /// `VRING_DESC_F_*`.
@@ -253,7 +244,7 @@ impl Descriptor {
     pub fn from_words([addr, rest]: [u64; 2]) -> Self {
         let rest = u64::from_le(rest);
         Self {
-            addr: Gpa(u64::from_le(addr)),
+            addr: Iova(u64::from_le(addr)),
             len: rest as u32,
             flags: (rest >> 32) as u16,
             next: (rest >> 48) as u16,

@@ -42,8 +42,8 @@ impl Port {
             iface: self.config.iface.clone(),
             client: self.config.client,
             vrings: self.config.queues.saturating_mul(2),
-            features: features::offered() & !features::withdrawn(offer(&self.config)),
-            protocol_features: features::offered_protocol(),
+            features: features::word(offer(&self.config)),
+            protocol_features: features::protocol_word(offer(&self.config)),
         };
         let events = Arc::clone(self) as Arc<dyn SessionEvents>;
         match Endpoint::start(config, events, Arc::new(ControlThreads)) {

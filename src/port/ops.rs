@@ -20,7 +20,7 @@ use crate::dpdk::sys::{
     RTE_ETH_RX_OFFLOAD_TCP_LRO, RTE_ETH_RX_OFFLOAD_UDP_CKSUM, RTE_ETH_RX_OFFLOAD_VLAN_STRIP,
     RTE_ETH_TX_OFFLOAD_IPV4_CKSUM, RTE_ETH_TX_OFFLOAD_MULTI_SEGS, RTE_ETH_TX_OFFLOAD_SCTP_CKSUM,
     RTE_ETH_TX_OFFLOAD_TCP_CKSUM, RTE_ETH_TX_OFFLOAD_TCP_TSO, RTE_ETH_TX_OFFLOAD_UDP_CKSUM,
-    RTE_ETH_TX_OFFLOAD_VLAN_INSERT, rte_eth_dev_info, rte_ether_addr,
+    RTE_ETH_TX_OFFLOAD_UDP_TSO, RTE_ETH_TX_OFFLOAD_VLAN_INSERT, rte_eth_dev_info, rte_ether_addr,
 };
 use crate::dpdk::varying;
 use crate::guard;
@@ -256,7 +256,8 @@ unsafe extern "C" fn dev_infos_get(dev: *mut rte_eth_dev, info: *mut rte_eth_dev
         | RTE_ETH_TX_OFFLOAD_UDP_CKSUM
         | RTE_ETH_TX_OFFLOAD_TCP_CKSUM
         | RTE_ETH_TX_OFFLOAD_SCTP_CKSUM
-        | RTE_ETH_TX_OFFLOAD_TCP_TSO;
+        | RTE_ETH_TX_OFFLOAD_TCP_TSO
+        | RTE_ETH_TX_OFFLOAD_UDP_TSO;
     guard::errno(|| {
         // SAFETY: called by ethdev.
         let dev = unsafe { EthDev::from_ptr(dev) }.ok_or(PortError::Closed)?;

@@ -1,10 +1,12 @@
 //! DPDK's mbufs as the datapath sees packets.
 
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::large::{LONGEST, LargeBuffers};
 use crate::datapath::{
-    Asked, Checksum, Headers, Ip, Marks, Packet, PacketPool, Release, RxRules, Transport,
+    Asked, Checksum, Datagram, Headers, Ip, Marks, Packet, PacketPool, Release, RxRules, Transport,
 };
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
@@ -35,6 +37,29 @@ const MARKS: u64 = RTE_MBUF_F_RX_LRO | RTE_MBUF_F_RX_L4_CKSUM_BAD;
 const ASKING: u64 = REQUESTS | MARKS;
 /// The headers that the lengths in the mbuf speak of are inside others.
 const TUNNEL: u64 = RTE_MBUF_F_TX_TUNNEL_MASK | RTE_MBUF_F_TX_OUTER_IPV4 | RTE_MBUF_F_TX_OUTER_IPV6;
+
+/// Of a packet with `RX_LRO` or `TX_UDP_SEG`: it stands for datagrams (USO), not for fragments of one
+/// (UFO). mbuf has no such flag, so it is a dynamic one; 0 until a port needs it.
+static DATAGRAMS: AtomicU64 = AtomicU64::new(0);
+/// The name by which applications find it.
+const DATAGRAMS_NAME: &CStr = c"net_vhost_uso";
+
+/// Whether packets can say that they stand for datagrams; from the first time on, they do.
+pub(super) fn can_tell_datagrams() -> bool {
+    if DATAGRAMS.load(Ordering::Relaxed) == 0 {
+        let flag = mbuf::dynamic_flag(DATAGRAMS_NAME).unwrap_or_default();
+        DATAGRAMS.store(flag, Ordering::Relaxed);
+    }
+    DATAGRAMS.load(Ordering::Relaxed) != 0
+}
+
+/// The flag for what a large frame of UDP stands for.
+fn flag_of(datagram: Datagram) -> u64 {
+    match datagram {
+        Datagram::Many => DATAGRAMS.load(Ordering::Relaxed),
+        Datagram::One | Datagram::Unknown => 0,
+    }
+}
 
 /// A place in a burst's array.
 ///
@@ -100,6 +125,7 @@ fn asked(mbuf: Mbuf) -> Asked {
         .outer_l2_len()
         .saturating_add(offload.outer_l3_len());
     let tunnel = has(TUNNEL);
+    let datagrams = DATAGRAMS.load(Ordering::Relaxed);
     let mut asked = Asked {
         vlan: has(RTE_MBUF_F_TX_VLAN).then(|| mbuf.vlan_tci()),
         tunnel,
@@ -113,6 +139,12 @@ fn asked(mbuf: Mbuf) -> Asked {
         asked.received_partial = missing;
         if has(RTE_MBUF_F_RX_LRO) {
             asked.received_segment_size = offload.tso_segsz();
+            // The ports of this driver mark the others.
+            asked.datagram = if has(datagrams) {
+                Datagram::Many
+            } else {
+                Datagram::One
+            };
         }
         return asked;
     }
@@ -133,6 +165,9 @@ fn asked(mbuf: Mbuf) -> Asked {
     (asked.transport, asked.segment_size) = if has(RTE_MBUF_F_TX_TCP_SEG) {
         (Some(Transport::Tcp), segment_size)
     } else if has(RTE_MBUF_F_TX_UDP_SEG) {
+        if has(datagrams) {
+            asked.datagram = Datagram::Many;
+        }
         (Some(Transport::Udp), segment_size)
     } else {
         let transport = match flags & RTE_MBUF_F_TX_L4_MASK {
@@ -167,7 +202,7 @@ fn request(mbuf: Mbuf, asked: Asked) {
         .with_l4_len(asked.l4_len)
         .with_tso_segsz(asked.segment_size.unwrap_or_default());
     mbuf.set_tx_offload(offload);
-    mbuf.set_ol_flags(mbuf.ol_flags() | flags);
+    mbuf.set_ol_flags(mbuf.ol_flags() | flags | flag_of(asked.datagram));
 }
 
 /// The packet type of a frame: TCP by what was found, anything else by DPDK's own parser, which
@@ -398,7 +433,7 @@ fn mark(packet: Slot, marks: Marks) {
         Checksum::Good => RTE_MBUF_F_RX_L4_CKSUM_GOOD,
     };
     if marks.segment_size != 0 {
-        flags |= RTE_MBUF_F_RX_LRO;
+        flags |= RTE_MBUF_F_RX_LRO | flag_of(marks.datagram);
         mbuf.set_tx_offload(TxOffload::default().with_tso_segsz(marks.segment_size));
     }
     mbuf.set_ol_flags(mbuf.ol_flags() | flags);

@@ -79,21 +79,12 @@ fn node(device: VdevDevice) -> c_int {
 
 /// Says which devargs do nothing here, so that nobody looks for their effect elsewhere.
 fn warn_without_effect(name: &str, config: &PortConfig) {
-    for (on, key, instead) in [
-        (
-            config.iommu_support,
-            "iommu-support",
-            "a virtual IOMMU is not offered to guests",
-        ),
-        (
-            config.postcopy_support,
-            "postcopy-support",
-            "postcopy migration is not offered",
-        ),
-    ] {
-        if on {
-            log::warn!(target: PORT, "{name}: {key}=1 has no effect in this version: {instead}");
-        }
+    if config.iommu_support {
+        log::warn!(
+            target: PORT,
+            "{name}: iommu-support=1 has no effect in this version: a virtual IOMMU is not offered \
+             to guests"
+        );
     }
 }
 

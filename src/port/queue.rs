@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use super::large::LargeBuffers;
-use super::packet::{RxPool, RxShape, Slot, TxRelease};
+use super::packet::{RxPool, RxShape, Slot, TxRelease, can_tell_datagrams};
 use super::rarp;
 use super::stats::QueueStats;
 use super::vring::{RxVring, TxVring};
@@ -131,6 +131,8 @@ pub(super) fn offer(config: &PortConfig) -> Offer {
         tso: config.tso,
         linear_buffer: config.linear_buffer,
         ext_buffer: config.ext_buffer,
+        postcopy: config.postcopy_support,
+        datagrams: config.tso && can_tell_datagrams(),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -31,6 +32,16 @@ impl Bell {
     fn silence(&self) {
         // Fails when nobody rang.
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+
+    /// Waits for a ring, or until the other side of `socket` has gone. Its messages do not count.
+    pub(super) fn wait_for_hang_up(&self, socket: &UnixStream) -> io::Result<()> {
+        let mut fds = [
+            PollFd::new(&self.0, PollFlags::IN),
+            PollFd::new(socket, PollFlags::RDHUP),
+        ];
+        retry(|| poll(&mut fds, None))?;
+        Ok(())
     }
 
     /// Waits for a ring, or until `other` can be read or is at its end. Whether `other` is; without

@@ -66,7 +66,8 @@ enum End {
 }
 
 impl Connection {
-    pub(super) fn new(socket: Arc<UnixStream>, place: Place) -> io::Result<Self> {
+    pub(super) fn new(place: Place) -> io::Result<Self> {
+        let socket = Arc::clone(&place.socket);
         let (iface, bell) = (place.config.iface.clone(), Arc::clone(&place.bell));
         let device = Arc::new(Mutex::new(Device::new(place)));
         Ok(Self {
@@ -112,35 +113,57 @@ impl Connection {
         }
         let message = Message::read(&self.socket).map_err(End::Read)?;
         say!(Debug, self.iface, "{message}");
-        let (request, need_reply) = (message.request, message.need_reply);
-        let answer = match self.serve(message) {
+        let request = message.request;
+        let listens = self.device().listens();
+        if listens && messages::acknowledges(&message) {
+            let done = self.device().acknowledge(messages::number(&message.body));
+            done.map_err(|error| self.failed(request, &error))?;
+            self.device().settle();
+            return Ok(());
+        }
+        let need_reply = message.need_reply;
+        let answer = match self.serve(message, listens) {
             Ok(Some(body)) => Some(body),
-            Ok(None) => need_reply.then(|| 0_u64.to_ne_bytes().to_vec()),
+            Ok(None) => need_reply.then(|| 0.into()),
             Err(error) => {
-                say!(Error, self.iface, "{}: {error}", messages::name(request));
+                let end = self.failed(request, &error);
                 if error.ends_connection() || !need_reply {
-                    return Err(End::Failed);
+                    return Err(end);
                 }
-                Some(1_u64.to_ne_bytes().to_vec())
+                Some(1.into())
             }
         };
-        if let Some(body) = answer {
-            wire::reply(&self.socket, request, &body).map_err(End::System)?;
+        if let Some(answer) = answer {
+            wire::reply(&self.socket, request, &answer).map_err(End::System)?;
         }
         self.device().settle();
         Ok(())
     }
 
-    fn serve(&mut self, mut message: Message) -> Outcome {
+    fn failed(&self, request: u32, error: &RequestError) -> End {
+        say!(Error, self.iface, "{}: {error}", messages::name(request));
+        End::Failed
+    }
+
+    fn serve(&mut self, mut message: Message, listens: bool) -> Outcome {
         match messages::check(&message)? {
             Run::Own(serve) => {
                 let files = std::mem::take(&mut message.files);
                 serve(&mut self.device(), &message.body, files)
             }
             Run::Crate => {
+                let body = listens.then(|| message.body.clone());
                 let outcome = self.crate_handler.serve(message);
-                let failure = self.device().failure.take();
-                outcome.map_err(|error| failure.unwrap_or(error))
+                let (failure, bases) = {
+                    let mut device = self.device();
+                    (device.failure.take(), device.bases.take())
+                };
+                let reply = outcome.map_err(|error| failure.unwrap_or(error))?;
+                let mapped = body.zip(bases);
+                Ok(
+                    reply
+                        .or_else(|| mapped.map(|(body, bases)| messages::with_bases(body, &bases))),
+                )
             }
             Run::Refused => Err(RequestError::Unsupported),
         }

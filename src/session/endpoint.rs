@@ -154,9 +154,11 @@ impl Shared {
             turn: Arc::clone(&self.turn),
             bell: Arc::new(Bell::new()?),
             ending: Arc::clone(&self.ending),
+            spawn: Arc::clone(&self.spawn),
+            socket: Arc::clone(&socket),
             vid,
         };
-        let connection = Connection::new(Arc::clone(&socket), place)?;
+        let connection = Connection::new(place)?;
         // The new thread waits here until it is entered, and `stop` sees either no thread or one
         // with a socket.
         let mut peers = self.peers();

@@ -102,6 +102,9 @@ pub(super) enum RequestError {
     /// The regions do not go together.
     #[error("{0}")]
     Table(#[from] TableError),
+    /// Not what a postcopy migration does now.
+    #[error("postcopy: {0}")]
+    Postcopy(&'static str),
     /// What the `vhost` crate found.
     #[error("{0}")]
     Protocol(vhost::vhost_user::Error),

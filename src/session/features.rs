@@ -64,6 +64,12 @@ bits! {
     VIRTIO_F_RING_PACKED = 34,
     /// Buffers are used in the order in which they were made available.
     VIRTIO_F_IN_ORDER = 35,
+    /// The driver takes USO over IPv4.
+    VIRTIO_NET_F_GUEST_USO4 = 54,
+    /// The driver takes USO over IPv6.
+    VIRTIO_NET_F_GUEST_USO6 = 55,
+    /// The driver may send USO.
+    VIRTIO_NET_F_HOST_USO = 56,
 }
 
 bits! {
@@ -108,6 +114,25 @@ pub struct Offer {
     pub linear_buffer: bool,
     /// That buffer may be larger than one of the pool.
     pub ext_buffer: bool,
+    /// Guests may come by postcopy migration (`postcopy-support=1`).
+    pub postcopy: bool,
+    /// Packets can say that they stand for datagrams, not for fragments of one.
+    pub datagrams: bool,
+}
+
+/// The virtio features that a port offers.
+pub fn word(offer: Offer) -> u64 {
+    offered() & !withdrawn(offer) | added(offer)
+}
+
+/// The ones that the C driver does not have. By default there are none: a driver that acked one
+/// could not go back to it, nor be migrated to it. `tso=1` asks for large frames of all kinds.
+fn added(offer: Offer) -> u64 {
+    if offer.tso && offer.datagrams && withdrawn(offer) == 0 {
+        VIRTIO_NET_F_GUEST_USO4 | VIRTIO_NET_F_GUEST_USO6 | VIRTIO_NET_F_HOST_USO
+    } else {
+        0
+    }
 }
 
 /// The virtio features that are not offered, of those in [`offered`].
@@ -123,7 +148,16 @@ pub fn withdrawn(offer: Offer) -> u64 {
     }
 }
 
-/// The virtio features that a port can offer.
+/// The protocol features that a port offers.
+pub fn protocol_word(offer: Offer) -> u64 {
+    if offer.postcopy {
+        offered_protocol()
+    } else {
+        offered_protocol() & !VHOST_USER_PROTOCOL_F_PAGEFAULT
+    }
+}
+
+/// The virtio features that a port can offer, and the C driver as well.
 pub fn offered() -> u64 {
     VIRTIO_NET_F_CSUM
         | VIRTIO_NET_F_GUEST_CSUM
@@ -151,13 +185,14 @@ pub fn offered() -> u64 {
         | VIRTIO_F_IN_ORDER
 }
 
-/// The protocol features that a port offers.
+/// The protocol features that a port can offer.
 pub fn offered_protocol() -> u64 {
     VHOST_USER_PROTOCOL_F_MQ
         | VHOST_USER_PROTOCOL_F_RARP
         | VHOST_USER_PROTOCOL_F_REPLY_ACK
         | VHOST_USER_PROTOCOL_F_NET_MTU
         | VHOST_USER_PROTOCOL_F_BACKEND_REQ
+        | VHOST_USER_PROTOCOL_F_PAGEFAULT
         | VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
         | VHOST_USER_PROTOCOL_F_STATUS
 }
@@ -204,25 +239,52 @@ mod tests {
     #[test]
     fn bits_have_the_numbers_of_the_specification() {
         assert_eq!(offered(), 0xd_7866_ffcb);
-        assert_eq!(offered_protocol(), 0x1_803d);
+        assert_eq!(offered_protocol(), 0x1_813d);
+        assert_eq!(protocol_word(Offer::default()), 0x1_803d);
+        let with = Offer {
+            postcopy: true,
+            ..Offer::default()
+        };
+        assert_eq!(protocol_word(with), offered_protocol());
     }
 
     #[test]
     fn devargs_withdraw_what_the_c_driver_withdraws() {
-        let word = |tso, linear_buffer, ext_buffer| {
+        let given = |tso, linear_buffer, ext_buffer| {
             let offer = Offer {
                 tso,
                 linear_buffer,
                 ext_buffer,
+                ..Offer::default()
             };
             // The C driver also offers the dirty log.
-            offered() & !withdrawn(offer) | VHOST_F_LOG_ALL
+            word(offer) | VHOST_F_LOG_ALL
         };
-        assert_eq!(word(false, false, false), 0xd_7c66_e7cb);
-        assert_eq!(word(true, false, false), 0xd_7c66_ffcb);
-        assert_eq!(word(false, true, false), 0xd_7c66_a7cb);
-        assert_eq!(word(true, true, false), 0xd_7c66_a7cb);
-        assert_eq!(word(true, true, true), 0xd_7c66_ffcb);
-        assert_eq!(word(false, true, true), 0xd_7c66_e7cb);
+        assert_eq!(given(false, false, false), 0xd_7c66_e7cb);
+        assert_eq!(given(true, false, false), 0xd_7c66_ffcb);
+        assert_eq!(given(false, true, false), 0xd_7c66_a7cb);
+        assert_eq!(given(true, true, false), 0xd_7c66_a7cb);
+        assert_eq!(given(true, true, true), 0xd_7c66_ffcb);
+        assert_eq!(given(false, true, true), 0xd_7c66_e7cb);
+    }
+
+    #[test]
+    fn uso_comes_with_tso_and_with_nothing_else() {
+        for (tso, linear_buffer, ext_buffer) in (0..8).map(|n| (n & 1 != 0, n & 2 != 0, n & 4 != 0))
+        {
+            let without = Offer {
+                tso,
+                linear_buffer,
+                ext_buffer,
+                ..Offer::default()
+            };
+            let with = Offer {
+                datagrams: true,
+                ..without
+            };
+            let large = word(without) & VIRTIO_NET_F_HOST_TSO4 != 0;
+            let expected = if large { 0x1c0_0000_0000_0000 } else { 0 };
+            assert_eq!(word(with) ^ word(without), expected, "{with:?}");
+        }
     }
 }

@@ -21,10 +21,10 @@ use rustix::net::sockopt::socket_type;
 
 use super::device::Device;
 use super::error::RequestError;
-use super::wire::{MAX_FILES, Message};
+use super::wire::{MAX_FILES, Message, Reply};
 
-/// What a request comes to: the payload of its reply, if it has one of its own.
-pub(super) type Outcome = Result<Option<Vec<u8>>, RequestError>;
+/// What a request comes to: its reply, if it has one of its own.
+pub(super) type Outcome = Result<Option<Reply>, RequestError>;
 
 /// A request as the table describes it.
 struct Entry {
@@ -60,6 +60,8 @@ use Run::{Crate, Own, Refused};
 
 const ANY: Files = UpTo(MAX_FILES);
 const SET_MEM_TABLE: u32 = 5;
+const ADD_MEM_REG: u32 = 37;
+const REM_MEM_REG: u32 = 38;
 
 macro_rules! messages {
     ($($number:literal $name:ident: $files:expr, $size:literal, $run:expr;)*) => {
@@ -104,9 +106,9 @@ messages! {
     25 SET_CONFIG: ANY, 0, Refused;
     26 CREATE_CRYPTO_SESSION: ANY, 0, Refused;
     27 CLOSE_CRYPTO_SESSION: ANY, 0, Refused;
-    28 POSTCOPY_ADVISE: ANY, 0, Refused;
-    29 POSTCOPY_LISTEN: ANY, 0, Refused;
-    30 POSTCOPY_END: ANY, 0, Refused;
+    28 POSTCOPY_ADVISE: Zero, 0, Own(postcopy_advise);
+    29 POSTCOPY_LISTEN: Zero, 0, Own(postcopy_listen);
+    30 POSTCOPY_END: Zero, 0, Own(postcopy_end);
     31 GET_INFLIGHT_FD: ANY, 0, Refused;
     32 SET_INFLIGHT_FD: ANY, 0, Refused;
     33 GPU_SET_SOCKET: ANY, 0, Refused;
@@ -133,6 +135,14 @@ pub(super) fn name(number: u32) -> String {
         || format!("request {number}"),
         |entry| entry.name.to_owned(),
     )
+}
+
+/// Whether `message`, between `POSTCOPY_LISTEN` and `POSTCOPY_END`, is the frontend's
+/// acknowledgement of addresses that we told. QEMU sends it with the number of its last message
+/// about memory. It is never answered, whatever its flags say.
+pub(super) fn acknowledges(message: &Message) -> bool {
+    let about_memory = matches!(message.request, SET_MEM_TABLE | ADD_MEM_REG | REM_MEM_REG);
+    about_memory && message.body.len() == 8 && message.files.is_empty()
 }
 
 /// Who serves `message`, when its files and its length are as they should be.
@@ -168,12 +178,25 @@ fn word(body: &[u8], at: usize) -> u32 {
 }
 
 /// The payload as a 64-bit number.
-fn number(body: &[u8]) -> u64 {
+pub(super) fn number(body: &[u8]) -> u64 {
     u64::from_ne_bytes(body.first_chunk().copied().unwrap_or_default())
 }
 
 fn answer(number: u64) -> Outcome {
-    Ok(Some(number.to_ne_bytes().to_vec()))
+    Ok(Some(number.into()))
+}
+
+/// A message about memory regions, with the addresses at which we mapped them instead of the
+/// frontend's own.
+pub(super) fn with_bases(mut body: Vec<u8>, bases: &[u64]) -> Reply {
+    // In a table as in a single one: eight bytes, then regions of four words each.
+    let regions = body.get_mut(8..).unwrap_or_default();
+    for (region, base) in regions.chunks_exact_mut(32).zip(bases) {
+        if let Some(address) = region.get_mut(16..24) {
+            address.copy_from_slice(&base.to_ne_bytes());
+        }
+    }
+    body.into()
 }
 
 fn clear_memory(device: &mut Device, _body: &[u8], files: Vec<OwnedFd>) -> Outcome {
@@ -218,6 +241,22 @@ fn set_backend_req_fd(device: &mut Device, _body: &[u8], files: Vec<OwnedFd>) ->
     let channel = channel.filter(is_socket).ok_or(RequestError::NotASocket)?;
     device.set_channel(channel);
     Ok(None)
+}
+
+fn postcopy_advise(device: &mut Device, _body: &[u8], _files: Vec<OwnedFd>) -> Outcome {
+    let file = Some(device.advise()?);
+    let body = Vec::new();
+    Ok(Some(Reply { body, file }))
+}
+
+fn postcopy_listen(device: &mut Device, _body: &[u8], _files: Vec<OwnedFd>) -> Outcome {
+    device.listen()?;
+    Ok(None)
+}
+
+fn postcopy_end(device: &mut Device, _body: &[u8], _files: Vec<OwnedFd>) -> Outcome {
+    device.end_postcopy()?;
+    answer(0)
 }
 
 fn set_status(device: &mut Device, body: &[u8], _files: Vec<OwnedFd>) -> Outcome {

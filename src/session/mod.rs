@@ -13,6 +13,7 @@ mod error;
 pub mod features;
 mod handler;
 mod messages;
+mod postcopy;
 mod socket;
 mod spawn;
 mod turn;

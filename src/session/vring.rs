@@ -159,7 +159,7 @@ impl VringSetup {
         self.enabled() && self.call_known && !matches!(self.kick, Kick::Unknown)
     }
 
-    /// Wakes both sides, so that neither sleeps over what happened while the ring was stopped.
+    /// Wakes both sides, so that neither sleeps over what happened while nobody served the ring.
     pub(super) fn wake(&self) {
         let kick = match &self.kick {
             Kick::File(kick) => Some(kick),

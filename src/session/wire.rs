@@ -148,13 +148,36 @@ impl Message {
     }
 }
 
-/// Answers `request` with `body`. Blocks while the peer does not read; shutdown(2) ends that.
-pub(super) fn reply(socket: &UnixStream, request: u32, body: &[u8]) -> io::Result<()> {
-    send(socket, request, FLAG_VERSION | FLAG_REPLY, body, &[])
+/// What a request is answered with.
+#[derive(Debug, Default)]
+pub(super) struct Reply {
+    /// The payload.
+    pub(super) body: Vec<u8>,
+    /// A file that goes with it.
+    pub(super) file: Option<OwnedFd>,
+}
+
+impl From<Vec<u8>> for Reply {
+    fn from(body: Vec<u8>) -> Self {
+        Self { body, file: None }
+    }
+}
+
+impl From<u64> for Reply {
+    fn from(number: u64) -> Self {
+        number.to_ne_bytes().to_vec().into()
+    }
+}
+
+/// Answers `request`. Blocks while the peer does not read; shutdown(2) ends that.
+pub(super) fn reply(socket: &UnixStream, request: u32, reply: &Reply) -> io::Result<()> {
+    let files: Vec<BorrowedFd<'_>> = reply.file.iter().map(AsFd::as_fd).collect();
+    let flags = FLAG_VERSION | FLAG_REPLY;
+    send(socket, request, flags, &reply.body, &files)
 }
 
 /// The payload of the answer that waits in `socket`, if there is one.
-pub(super) fn waiting_reply(socket: &UnixStream) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn waiting_reply(socket: &UnixStream) -> io::Result<Option<Reply>> {
     let mut answer = vec![0; HEADER + MAX_BODY];
     let count = match retry(|| recv(socket, &mut *answer, RecvFlags::DONTWAIT)) {
         Ok((_, count)) => count,
@@ -162,7 +185,7 @@ pub(super) fn waiting_reply(socket: &UnixStream) -> io::Result<Option<Vec<u8>>> 
         Err(error) => return Err(error),
     };
     answer.truncate(count);
-    Ok((count >= HEADER).then(|| answer.split_off(HEADER)))
+    Ok((count >= HEADER).then(|| answer.split_off(HEADER).into()))
 }
 
 fn send(

@@ -7,8 +7,8 @@
 )]
 
 mod buffer;
+pub mod dma;
 mod driver;
-mod engine;
 mod memory;
 mod packed;
 mod packet;
@@ -17,7 +17,6 @@ mod wire;
 
 pub use buffer::{Buffer, Frame, Used};
 pub use driver::FakeDriver;
-pub use engine::{Fault, Faults, Faulty, SimEngine};
 pub use memory::{APART, BUFFERS, FakeMemory, NEXT, RINGS, UNMAPPED};
 pub use packet::{FakePacket, FakePool};
 pub use wire::{Build, crc32c, naive_sum};

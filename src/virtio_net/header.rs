@@ -13,6 +13,8 @@ pub const VIRTIO_NET_HDR_GSO_TCPV4: u8 = 1;
 pub const VIRTIO_NET_HDR_GSO_UDP: u8 = 3;
 /// The frame is to be cut into packets of TCP over IPv6.
 pub const VIRTIO_NET_HDR_GSO_TCPV6: u8 = 4;
+/// The frame is to be cut into UDP datagrams (VIRTIO 1.3, 5.1.6).
+pub const VIRTIO_NET_HDR_GSO_UDP_L4: u8 = 5;
 /// In addition to a kind of TCP: its header has the congestion window reduced flag.
 pub const VIRTIO_NET_HDR_GSO_ECN: u8 = 0x80;
 

@@ -5,11 +5,12 @@ use super::checksum::Sum;
 use super::header::{
     Header, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE,
     VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 use super::parse::{Headers, IPV6_LEN, Ip, Transport};
 use super::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO,
 };
 
 /// The most bytes at the start of a frame that hold its headers, as far as they are looked at.
@@ -23,6 +24,7 @@ pub fn driver_asks(features: u64) -> bool {
         VIRTIO_NET_F_HOST_TSO6,
         VIRTIO_NET_F_HOST_ECN,
         VIRTIO_NET_F_HOST_UFO,
+        VIRTIO_NET_F_HOST_USO,
     ];
     bits.iter().any(|bit| features & 1 << bit != 0)
 }
@@ -43,6 +45,18 @@ pub enum Missing {
     },
 }
 
+/// What the packets are that a large frame of UDP stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Datagram {
+    /// Not said. An application can only ask for "segments".
+    #[default]
+    Unknown,
+    /// Fragments of one datagram (UFO).
+    One,
+    /// Datagrams, each with a header of its own (USO).
+    Many,
+}
+
 /// What a driver's header says of its frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Received {
@@ -50,6 +64,20 @@ pub struct Received {
     pub missing: Missing,
     /// Payload bytes of the packets that the frame stands for; 0: it is one packet.
     pub segment_size: u16,
+    /// Of UDP: what those packets are.
+    pub datagram: Datagram,
+}
+
+/// What `header` calls a large frame of.
+fn kind(header: &Header) -> Option<(Transport, Datagram)> {
+    match header.gso_type & !VIRTIO_NET_HDR_GSO_ECN {
+        VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_TCPV6 => {
+            Some((Transport::Tcp, Datagram::Unknown))
+        }
+        VIRTIO_NET_HDR_GSO_UDP => Some((Transport::Udp, Datagram::One)),
+        VIRTIO_NET_HDR_GSO_UDP_L4 => Some((Transport::Udp, Datagram::Many)),
+        _ => None,
+    }
 }
 
 /// Reads `header` with what its frame, of `len` bytes, was found to begin with. What does not fit
@@ -58,6 +86,7 @@ pub fn receive(header: &Header, headers: &Headers, len: u32) -> Received {
     let mut received = Received {
         missing: Missing::Nothing,
         segment_size: 0,
+        datagram: Datagram::Unknown,
     };
     let transport = headers.transport;
     if header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
@@ -72,13 +101,12 @@ pub fn receive(header: &Header, headers: &Headers, len: u32) -> Received {
             Missing::Nothing
         };
     }
-    let kind = match header.gso_type & !VIRTIO_NET_HDR_GSO_ECN {
-        VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_TCPV6 => Some(Transport::Tcp),
-        VIRTIO_NET_HDR_GSO_UDP => Some(Transport::Udp),
-        _ => None,
-    };
-    if header.gso_size != 0 && kind.is_some() && kind == transport {
+    if let Some((of, datagram)) = kind(header)
+        && header.gso_size != 0
+        && transport == Some(of)
+    {
         received.segment_size = header.gso_size;
+        received.datagram = datagram;
         received.missing = Missing::Transport;
     }
     received
@@ -103,6 +131,8 @@ pub struct Asked {
     pub transport: Option<Transport>,
     /// To be cut into packets with so many bytes of payload.
     pub segment_size: Option<u16>,
+    /// Of UDP: what those packets are to be; also of a frame that was received so.
+    pub datagram: Datagram,
     /// In a tunnel.
     pub tunnel: bool,
     /// Where the outer IPv4 header is whose checksum is asked for, and its length.
@@ -142,17 +172,14 @@ pub fn receive_legacy(header: &Header, headers: &Headers, first: usize) -> Optio
         asked.transport = Some(transport);
     }
     if header.gso_type != VIRTIO_NET_HDR_GSO_NONE {
-        let fits = match header.gso_type & !VIRTIO_NET_HDR_GSO_ECN {
-            VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_TCPV6 => transport == Transport::Tcp,
-            VIRTIO_NET_HDR_GSO_UDP => transport == Transport::Udp,
-            _ => false,
-        };
-        if !fits || header.gso_size == 0 || usize::from(start + headers.l4_len) > first {
+        let (of, datagram) = kind(header)?;
+        if of != transport || header.gso_size == 0 || usize::from(start + headers.l4_len) > first {
             return None;
         }
         asked.transport = Some(transport);
         asked.l4_len = headers.l4_len;
         asked.segment_size = Some(header.gso_size);
+        asked.datagram = datagram;
     }
     Some(asked)
 }

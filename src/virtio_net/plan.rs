@@ -4,13 +4,14 @@
 use super::checksum::{Crc32c, Sum};
 use super::header::{
     Header, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
-    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
+    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4,
 };
-use super::offload::{Asked, HEADERS_LEN, behind, checksum_of};
+use super::offload::{Asked, Datagram, HEADERS_LEN, behind, checksum_of};
 use super::parse::{Headers, IPV4_LEN, IPV6_LEN, Ip, Transport, word};
 use super::{
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4,
+    VIRTIO_NET_F_GUEST_USO6,
 };
 
 /// Bytes of a VLAN tag.
@@ -276,15 +277,12 @@ impl Plan {
         if payload <= usize::from(size) {
             return Ok(());
         }
-        let kind = match (transport, ip) {
-            (Transport::Tcp, Ip::V4) => VIRTIO_NET_HDR_GSO_TCPV4,
-            (Transport::Tcp, Ip::V6) => VIRTIO_NET_HDR_GSO_TCPV6,
-            (Transport::Udp, _) => VIRTIO_NET_HDR_GSO_UDP,
-            (Transport::Sctp, _) => return Err(Refused::Segments),
+        let kind = match transport {
+            Transport::Tcp => accepted.tcp(ip),
+            Transport::Udp => accepted.udp(ip, asked.datagram),
+            Transport::Sctp => None,
         };
-        if asked.tunnel || !accepted.kind(kind) {
-            return Err(Refused::Segments);
-        }
+        let kind = kind.filter(|_| !asked.tunnel).ok_or(Refused::Segments)?;
         let reduced = header.get(13).copied().unwrap_or_default() & 0x80 != 0;
         let ecn = transport == Transport::Tcp && reduced && accepted.has(VIRTIO_NET_F_GUEST_ECN);
         self.header.gso_type = if ecn {
@@ -386,15 +384,32 @@ impl Accepted {
         self.has(VIRTIO_NET_F_GUEST_CSUM)
     }
 
-    fn kind(self, kind: u8) -> bool {
-        // Who cuts a frame makes checksums (5.1.3.1).
-        self.checksum()
-            && match kind {
-                VIRTIO_NET_HDR_GSO_TCPV4 => self.has(VIRTIO_NET_F_GUEST_TSO4),
-                VIRTIO_NET_HDR_GSO_TCPV6 => self.has(VIRTIO_NET_F_GUEST_TSO6),
-                VIRTIO_NET_HDR_GSO_UDP => self.has(VIRTIO_NET_F_GUEST_UFO),
-                _ => false,
-            }
+    /// `kind` when the driver takes it. Who cuts a frame makes checksums (5.1.3.1).
+    fn kind(self, bit: u32, kind: u8) -> Option<u8> {
+        (self.checksum() && self.has(bit)).then_some(kind)
+    }
+
+    fn tcp(self, ip: Ip) -> Option<u8> {
+        match ip {
+            Ip::V4 => self.kind(VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_HDR_GSO_TCPV4),
+            Ip::V6 => self.kind(VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_HDR_GSO_TCPV6),
+        }
+    }
+
+    /// One datagram never becomes many, nor many one. Where nobody said which it is, fragments are
+    /// what mbuf's flag is defined as.
+    fn udp(self, ip: Ip, datagram: Datagram) -> Option<u8> {
+        let one = || self.kind(VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_HDR_GSO_UDP);
+        let bit = match ip {
+            Ip::V4 => VIRTIO_NET_F_GUEST_USO4,
+            Ip::V6 => VIRTIO_NET_F_GUEST_USO6,
+        };
+        let many = || self.kind(bit, VIRTIO_NET_HDR_GSO_UDP_L4);
+        match datagram {
+            Datagram::One => one(),
+            Datagram::Many => many(),
+            Datagram::Unknown => one().or_else(many),
+        }
     }
 }
 

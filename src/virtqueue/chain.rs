@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use crate::memory::{Cursor, Descriptor, Gpa};
+use crate::memory::{Descriptor, Fault, Gpa, Iova, Piece, Translate};
 
 /// One buffer of a chain; inside the ring's memory table when the walk gave it, not more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,41 +130,44 @@ impl Chain {
         self.len == 0
     }
 
-    /// Appends the buffers of the table that `outer` names; how many bytes they have. `None` when
-    /// something does not fit. A table holds at most as many entries as the ring, `limit`, and no
+    /// Appends the buffers of the table that `outer` names; how many bytes they have. A table holds at most as many entries as the ring, `limit`, and no
     /// further tables (2.7.5.3.1, 2.8.7).
     ///
     /// A split ring's table is followed by index like the ring's own; the entries of a packed ring's
     /// stand in order, all of them.
-    pub(super) fn push_table(
+    ///
+    /// # Errors
+    ///
+    /// Something does not fit, or must be waited for.
+    pub(super) fn push_table<'m>(
         &mut self,
-        memory: &mut Cursor<'_>,
+        memory: &mut impl Translate<'m>,
         outer: Descriptor,
         limit: u16,
         packed: bool,
-    ) -> Option<u64> {
+    ) -> Result<u64, Fault> {
         let entries = outer.len / Descriptor::SIZE_U32;
         if entries == 0
             || entries > u32::from(limit)
             || !outer.len.is_multiple_of(Descriptor::SIZE_U32)
         {
-            return None;
+            return Err(Fault::Malformed);
         }
         let mut bytes = 0;
         let mut index = 0;
         for nth in 1..=entries {
             if index >= entries || !self.step() {
-                return None;
+                return Err(Fault::Malformed);
             }
             let offset = u64::from(index) * u64::from(Descriptor::SIZE_U32);
-            let at = Gpa(outer.addr.0.checked_add(offset)?);
+            let at = outer.addr.0.checked_add(offset).ok_or(Fault::Malformed)?;
             let descriptor = if packed {
-                memory.packed_descriptor(at)?
+                memory.packed_descriptor(Iova(at))?
             } else {
-                memory.descriptor(at)?
+                memory.descriptor(Iova(at))?
             };
             if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
-                return None;
+                return Err(Fault::Malformed);
             }
             bytes += self.push(memory, descriptor)?;
             let last = if packed {
@@ -173,18 +176,25 @@ impl Chain {
                 descriptor.flags & VRING_DESC_F_NEXT == 0
             };
             if last {
-                return Some(bytes);
+                return Ok(bytes);
             }
             index = if packed { nth } else { descriptor.next.into() };
         }
-        None
+        Err(Fault::Malformed)
     }
 
-    /// Appends the buffer of `descriptor`, unless it is empty; its length. `None` when a byte of it is
-    /// not mapped.
+    /// Appends the buffer of `descriptor`, unless it is empty; its length.
     ///
     /// Every buffer is looked up in `memory` to its end, piece by piece where it crosses regions.
-    pub(super) fn push(&mut self, memory: &mut Cursor<'_>, descriptor: Descriptor) -> Option<u64> {
+    ///
+    /// # Errors
+    ///
+    /// A byte of it is not there, or must be waited for.
+    pub(super) fn push<'m>(
+        &mut self,
+        memory: &mut impl Translate<'m>,
+        descriptor: Descriptor,
+    ) -> Result<u64, Fault> {
         let Descriptor {
             addr, len, flags, ..
         } = descriptor;
@@ -196,16 +206,19 @@ impl Chain {
             memory.piece(at, 0)?;
         }
         while left > 0 {
-            let piece = u32::try_from(memory.piece(at, left as usize)?.len()).ok()?;
-            *self.segments.get_mut(self.len)? = Segment {
-                addr: at,
-                len: piece,
+            let Piece { gpa, len } = memory.piece(at, left as usize)?;
+            let len = u32::try_from(len).map_err(|_| Fault::Malformed)?;
+            let slot = self.segments.get_mut(self.len);
+            *slot.ok_or(Fault::Malformed)? = Segment {
+                addr: gpa,
+                len,
                 writable,
             };
             self.len += 1;
-            left -= piece;
-            at = Gpa(at.0.checked_add(u64::from(piece))?);
+            left -= len;
+            let next = at.0.checked_add(u64::from(len));
+            at = Iova(next.ok_or(Fault::Malformed)?);
         }
-        Some(u64::from(len))
+        Ok(u64::from(len))
     }
 }

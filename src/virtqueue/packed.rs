@@ -16,7 +16,8 @@ use super::{
     VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 use crate::memory::{
-    AreaError, Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestWord, MemoryTable, Uva,
+    AreaError, Descriptor, Fault, GuestPacked, GuestPackedRun, GuestWord, MemoryTable, Translate,
+    Uva,
 };
 
 const WRAP: u16 = 1 << 15;
@@ -257,7 +258,7 @@ impl Ring for PackedRing {
         self.take(slots);
     }
 
-    fn walk(&self, nth: u16, chain: &mut Chain, memory: &mut Cursor<'_>) -> Walk {
+    fn walk<'m>(&self, nth: u16, chain: &mut Chain, memory: &mut impl Translate<'m>) -> Walk {
         let mut bytes = 0;
         let mut id = 0;
         let mut fits = true;
@@ -277,17 +278,18 @@ impl Ring for PackedRing {
             }
             slots += 1;
             id = descriptor.next;
-            let more = if !chain.step() {
-                None
+            let more = if !chain.step() || !fits {
+                Err(Fault::Malformed)
             } else if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
                 chain.push_table(memory, descriptor, self.size, true)
             } else {
                 chain.push(memory, descriptor)
             };
             match more {
-                Some(more) => bytes += more,
+                Ok(more) => bytes += more,
                 // Walk on: all of its descriptors go back.
-                None => fits = false,
+                Err(Fault::Malformed) => fits = false,
+                Err(Fault::Miss) => return Walk::Miss { slots },
             }
             let last = descriptor.flags & VRING_DESC_F_NEXT == 0;
             if last && fits {

@@ -4,7 +4,7 @@
 use super::packed::PackedView;
 use super::split::SplitView;
 use super::{Chain, PackedRing, SplitRing};
-use crate::memory::{Cursor, Descriptor};
+use crate::memory::{Descriptor, Translate};
 
 /// A running ring of either layout.
 #[derive(Debug)]
@@ -35,6 +35,11 @@ pub struct Walked {
 pub enum Walk {
     /// The driver has made nothing available there.
     Nothing,
+    /// What an address of it means is not known yet; it must stay where it is.
+    Miss {
+        /// Slots of the ring that it takes, if it is whole.
+        slots: u16,
+    },
     /// All buffers are in the chain.
     Complete(Walked),
     /// An index, address or table that does not fit; it can only be given back.
@@ -81,7 +86,7 @@ pub trait Ring {
 
     /// Appends the buffers of the chain at the `nth` slot to `chain`. Those before a fault stay
     /// there.
-    fn walk(&self, nth: u16, chain: &mut Chain, memory: &mut Cursor<'_>) -> Walk;
+    fn walk<'m>(&self, nth: u16, chain: &mut Chain, memory: &mut impl Translate<'m>) -> Walk;
 
     /// Takes the next `slots` slots.
     fn take(&mut self, slots: u16);

@@ -13,7 +13,8 @@ use super::{
     VRING_USED_F_NO_NOTIFY,
 };
 use crate::memory::{
-    AreaError, Cursor, Descriptor, GuestTable, GuestU16s, GuestUsed, GuestWord, MemoryTable, Uva,
+    AreaError, Descriptor, Fault, GuestTable, GuestU16s, GuestUsed, GuestWord, MemoryTable,
+    Translate, Uva,
 };
 
 /// A split ring that the device side has taken up.
@@ -212,7 +213,7 @@ impl Ring for SplitRing {
         self.take(slots);
     }
 
-    fn walk(&self, nth: u16, chain: &mut Chain, memory: &mut Cursor<'_>) -> Walk {
+    fn walk<'m>(&self, nth: u16, chain: &mut Chain, memory: &mut impl Translate<'m>) -> Walk {
         let id = self.head(nth);
         let malformed = Walk::Malformed { id, slots: 1 };
         let complete = |bytes| {
@@ -221,6 +222,10 @@ impl Ring for SplitRing {
                 slots: 1,
                 bytes,
             })
+        };
+        let failed = |fault| match fault {
+            Fault::Malformed => malformed,
+            Fault::Miss => Walk::Miss { slots: 1 },
         };
         let mut bytes = 0;
         let mut index = id;
@@ -234,14 +239,14 @@ impl Ring for SplitRing {
             if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
                 // A table ends the chain; NEXT beside INDIRECT has no meaning (2.7.5.3.1).
                 return match chain.push_table(memory, descriptor, self.size, false) {
-                    Some(more) => complete(bytes + more),
-                    None => malformed,
+                    Ok(more) => complete(bytes + more),
+                    Err(fault) => failed(fault),
                 };
             }
-            let Some(len) = chain.push(memory, descriptor) else {
-                return malformed;
-            };
-            bytes += len;
+            match chain.push(memory, descriptor) {
+                Ok(len) => bytes += len,
+                Err(fault) => return failed(fault),
+            }
             if descriptor.flags & VRING_DESC_F_NEXT == 0 {
                 return complete(bytes);
             }

@@ -9,6 +9,7 @@ mod life;
 mod log;
 mod memory;
 mod port;
+mod postcopy;
 mod raw;
 mod requests;
 mod rings;

@@ -26,9 +26,10 @@ fn a_new_table_under_running_vrings_keeps_their_index_and_wakes_both_sides() {
     port.wait_for(3);
     port.use_chains(0, 11);
     port.use_chains(1, 22);
+    // What the start did.
     assert_eq!(
         (count(&frontend.calls[0]), count(&frontend.kicks[1])),
-        (0, 0)
+        (1, 1)
     );
 
     let size = frontend.size();

@@ -35,6 +35,9 @@ pub(crate) const NET_SET_MTU: u32 = 20;
 pub(crate) const SET_BACKEND_REQ_FD: u32 = 21;
 pub(crate) const IOTLB_MSG: u32 = 22;
 pub(crate) const GET_CONFIG: u32 = 24;
+pub(crate) const POSTCOPY_ADVISE: u32 = 28;
+pub(crate) const POSTCOPY_LISTEN: u32 = 29;
+pub(crate) const POSTCOPY_END: u32 = 30;
 pub(crate) const GET_MAX_MEM_SLOTS: u32 = 36;
 pub(crate) const ADD_MEM_REG: u32 = 37;
 pub(crate) const REM_MEM_REG: u32 = 38;
@@ -142,6 +145,15 @@ impl Raw {
         let mut body = vec![0; word(8) as usize];
         (&self.socket).read_exact(&mut body).unwrap();
         body
+    }
+
+    /// The file that comes with the answer to `request`.
+    pub(crate) fn answer_file(&self, request: u32) -> Option<File> {
+        let mut header = [0; 12];
+        let (count, file) = self.socket.recv_with_fd(&mut header).unwrap();
+        assert_eq!(count, header.len());
+        assert_eq!(header[..], u32s(&[request, 5, 0]));
+        file
     }
 
     pub(crate) fn answer_u64(&self, request: u32) -> u64 {

@@ -109,7 +109,7 @@ fn features_that_were_not_offered_are_refused() {
     raw.ok(SET_FEATURES, &u64s(&[PLAIN]), &[]);
     raw.ok(SET_STATUS, &u64s(&[0x0b]), &[]);
     assert_eq!(raw.get(GET_STATUS), 0x0b);
-    let body = u64s(&[VHOST_USER_PROTOCOL_F_PAGEFAULT]);
+    let body = u64s(&[VHOST_USER_PROTOCOL_F_CONFIG]);
     raw.refused(SET_PROTOCOL_FEATURES, &body, &[]);
     raw.ok(SET_FEATURES, &u64s(&[offered()]), &[]);
     raw.ok(SET_PROTOCOL_FEATURES, &u64s(&[offered_protocol()]), &[]);

@@ -1,10 +1,11 @@
-//! The developer's command: `cargo xtask setup | demo | test | bench | ci`.
+//! The developer's command: `cargo xtask setup | demo | test | fuzz | bench | ci`.
 //!
 //! It builds without DPDK, so that `setup` can install DPDK.
 
 mod bench;
 mod command;
 mod demo;
+mod fuzz;
 mod panic_free;
 mod setup;
 mod stages;
@@ -26,6 +27,8 @@ usage: cargo xtask COMMAND
                         everything that is checked, stage by stage (--quick: without the slow ones)
   bench [--rounds N] [--seconds N]
                         our driver and the distribution's in turn, in pairs of testpmd
+  fuzz [TARGET]... [--seconds N]
+                        the fuzz targets, 20 s each; new inputs stay in target/fuzz/corpus
   panic-free [FILE]     looks for calls that can panic in the plugin's burst bodies
   ci                    what CI runs: test
 
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         "demo" => demo::demo(rest).map(|()| true),
         "test" => test::test(rest),
         "bench" => bench::bench(rest).map(|()| true),
+        "fuzz" => fuzz::fuzz(rest),
         "panic-free" => panic_free::panic_free(rest).map(|()| true),
         "ci" => test::test(&[]),
         "help" | "--help" | "-h" => {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::command::{Finished, cargo, root, run, target};
 use crate::common::{Driver, Outcome};
 use crate::demo::built_driver;
+use crate::fuzz;
 use crate::panic_free::panic_free;
 
 /// One line of the final table.
@@ -22,7 +23,7 @@ pub(crate) struct Stage {
 }
 
 /// In the order in which they run: what is quick to tell comes first.
-pub(crate) const STAGES: [Stage; 10] = [
+pub(crate) const STAGES: [Stage; 11] = [
     Stage {
         name: "fmt",
         what: "cargo fmt --check",
@@ -46,6 +47,12 @@ pub(crate) const STAGES: [Stage; 10] = [
         what: "the models of the gate and of notifications",
         slow: true,
         run: loom,
+    },
+    Stage {
+        name: "fuzz",
+        what: "each fuzz target for a moment",
+        slow: true,
+        run: fuzz_targets,
     },
     Stage {
         name: "dpdk",
@@ -206,8 +213,13 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 const NO_DPDK: [&str; 3] = ["--no-default-features", "--features", "testing"];
 
 fn format() -> Outcome<Counts> {
-    let finished = run(cargo(&["fmt", "--all", "--check"]), PATIENCE)?;
-    Ok(Counts::of_check(&finished))
+    let mut counts = Counts::default();
+    // The fuzz targets are a workspace of their own.
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        let check = cargo(&["fmt", "--all", "--check", "--manifest-path", manifest]);
+        counts.add(Counts::of_check(&run(check, PATIENCE)?));
+    }
+    Ok(counts)
 }
 
 fn clippy() -> Outcome<Counts> {
@@ -240,6 +252,10 @@ fn loom() -> Outcome<Counts> {
         0 => Err("there is no model to run".into()),
         _ => Ok(counts),
     }
+}
+
+fn fuzz_targets() -> Outcome<Counts> {
+    fuzz::run_targets(&[], fuzz::SECONDS)
 }
 
 fn dpdk() -> Outcome<Counts> {

@@ -15,8 +15,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::datapath::DmaCounters;
-use crate::testing::{Buffer, FakeDriver, FakePacket, FakePool, Fault, Faults, Faulty, Frame};
-use crate::testing::{SimEngine, Used};
+use crate::testing::dma::{Fault, Faults, Faulty, SimEngine};
+use crate::testing::{Buffer, FakeDriver, FakePacket, FakePool, Frame, Used};
 use crate::virtio_net::{VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
 
 /// A driver, its virtqueue with engines, and what was sent.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::dma::flight::Flight;
-use crate::testing::{Fault, Faulty, SimEngine};
+use crate::testing::dma::{Fault, Faulty, SimEngine};
 
 /// Puts a packet with one copy of 4 bytes under way.
 fn fly(channel: &Channel, user: u32, flight: &mut Flight<u8>, from: &[u8; 4], to: &mut [u8; 4]) {

@@ -129,6 +129,7 @@ fn marks_count_where_nothing_is_requested() {
     for ignored in [RTE_MBUF_F_RX_L4_CKSUM_BAD, RTE_MBUF_F_RX_L4_CKSUM_GOOD] {
         assert_eq!(Packet0::with(ignored, lengths()), Asked::default());
     }
+    assert_eq!(lro.datagram, Datagram::One);
     let both = RTE_MBUF_F_RX_LRO | RTE_MBUF_F_RX_L4_CKSUM_NONE | RTE_MBUF_F_TX_TCP_CKSUM;
     let requested = Packet0::with(both, large);
     assert_eq!(requested.received_segment_size, 0);
@@ -162,6 +163,44 @@ fn a_frame_that_is_to_be_sent_on_asks_for_what_it_was_received_with() {
         }
         assert_eq!(packet.slot().mbuf().tx_offload().l3_len(), 40);
     }
+}
+
+#[test]
+fn datagrams_are_told_from_fragments_by_a_flag_of_their_own() {
+    const FLAG: u64 = 1 << 23;
+    // What a port with tso=1 does, without EAL.
+    DATAGRAMS.store(FLAG, Ordering::Relaxed);
+    let build = Build::new(Ip::V4, Transport::Udp, 50);
+    for (datagram, flag) in [(Datagram::Many, FLAG), (Datagram::One, 0)] {
+        let mut packet = Packet0::new(&build.frame());
+        let marks = Marks {
+            headers: Headers::parse(&build.frame()),
+            checksum: Checksum::Missing,
+            segment_size: 1000,
+            datagram,
+        };
+        mark(packet.slot(), marks);
+        assert_eq!(packet.slot().mbuf().ol_flags() & FLAG, flag);
+        assert_eq!(packet.slot().asked().unwrap().datagram, datagram);
+
+        let mut packet = Packet0::new(&build.frame());
+        let asked = Asked {
+            transport: Some(Transport::Udp),
+            segment_size: Some(1000),
+            datagram,
+            ..Asked::default()
+        };
+        request(packet.slot().mbuf(), asked);
+        let flags = packet.slot().mbuf().ol_flags();
+        assert_eq!(
+            flags & (FLAG | RTE_MBUF_F_TX_UDP_SEG),
+            flag | RTE_MBUF_F_TX_UDP_SEG
+        );
+    }
+    let requested = |flags| Packet0::with(RTE_MBUF_F_TX_UDP_SEG | flags, lengths()).datagram;
+    assert_eq!(requested(0), Datagram::Unknown);
+    assert_eq!(requested(FLAG), Datagram::Many);
+    assert_eq!(Packet0::with(FLAG, lengths()), Asked::default());
 }
 
 #[test]
@@ -211,6 +250,7 @@ fn marks_are_flags_type_and_segment_size() {
             headers: Headers::parse(&build.frame()),
             checksum: Checksum::Missing,
             segment_size: 1448,
+            datagram: Datagram::Unknown,
         },
     );
     let mbuf = slot.mbuf();

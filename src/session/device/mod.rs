@@ -5,17 +5,21 @@
 //! the events.
 #![forbid(unsafe_code)]
 
+mod postcopy;
 mod regions;
 mod requests;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bell::Bell;
 use super::error::RequestError;
 use super::features::VHOST_USER_PROTOCOL_F_STATUS;
+use super::postcopy::Postcopy;
 use super::say;
+use super::spawn::Spawn;
 use super::turn::{Turn, Vid};
 use super::vring::{SetupError, VringSetup};
 use super::{DeviceInfo, SessionConfig, SessionEvents};
@@ -36,6 +40,9 @@ pub(super) struct Place {
     pub(super) bell: Arc<Bell>,
     /// The port is closing: no more events.
     pub(super) ending: Arc<AtomicBool>,
+    pub(super) spawn: Arc<dyn Spawn>,
+    /// The frontend's.
+    pub(super) socket: Arc<UnixStream>,
     pub(super) vid: Vid,
 }
 
@@ -71,6 +78,9 @@ pub(super) struct Device {
     status: u8,
     mtu: Option<u16>,
     memory: Option<Arc<MemoryTable>>,
+    postcopy: Option<Postcopy>,
+    /// Where the regions of the request at hand were mapped, when the frontend has to know.
+    pub(super) bases: Option<Vec<u64>>,
     /// For requests to the frontend. It takes an end of file for the end of the device.
     channel: Option<OwnedFd>,
     vrings: Vec<Vring>,
@@ -96,6 +106,8 @@ impl Device {
             status: 0,
             mtu: None,
             memory: None,
+            postcopy: None,
+            bases: None,
             channel: None,
             vrings: Vec::new(),
             up: false,
@@ -160,7 +172,8 @@ impl Device {
     /// Hands vring `index` to the port if it is complete; `false` when it must wait for the turn.
     fn start(&mut self, index: u16) -> bool {
         let (features, memory) = (self.features, self.memory.clone());
-        let Some(vring) = self.at(index) else {
+        let untouchable = self.postcopy.as_ref().is_some_and(Postcopy::awaits_ack);
+        let Some(vring) = self.at(index).filter(|_| !untouchable) else {
             return true;
         };
         if vring.running || vring.rejected || !vring.setup.complete() {
@@ -210,6 +223,9 @@ impl Device {
             vring.kick_told = true;
             events.kick_changed(index, vring.setup.kick());
         }
+        // The driver may wait for what an earlier backend, or an earlier turn of ours, gave back
+        // without a word, and whoever sleeps on our side for what was offered meanwhile.
+        vring.setup.wake();
         true
     }
 
@@ -241,9 +257,6 @@ impl Device {
         }
         for index in running {
             self.start(index);
-            if let Some(vring) = self.at(index).filter(|vring| vring.running) {
-                vring.setup.wake();
-            }
         }
         result
     }
@@ -371,6 +384,8 @@ impl Device {
 
     /// The connection is over: gives everything up.
     pub(super) fn disconnect(&mut self) {
+        // First of all: an lcore may be waiting for a page in a burst.
+        self.postcopy = None;
         self.link_down();
         for index in self.indices(|_| true) {
             self.pause(index);

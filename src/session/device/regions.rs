@@ -9,40 +9,60 @@ use super::super::say;
 use super::Device;
 use crate::memory::{MemoryTable, Region, RegionConfig};
 
-/// Maps the `nth` region of a message.
-fn map(nth: usize, config: RegionConfig, file: File) -> Result<Arc<Region>, RequestError> {
-    let region = Region::map(config, file).map_err(|source| RequestError::Map {
-        nth,
-        gpa: config.gpa.0,
-        size: config.size,
-        source,
-    })?;
-    Ok(Arc::new(region))
-}
-
 impl Device {
+    /// Maps the `nth` region of a message.
+    fn map(
+        &self,
+        nth: usize,
+        config: RegionConfig,
+        file: File,
+    ) -> Result<Arc<Region>, RequestError> {
+        let region = match self.userfault() {
+            Some(userfault) => Region::map_awaited(config, file, userfault),
+            None => Region::map(config, file),
+        };
+        let region = region.map_err(|source| RequestError::Map {
+            nth,
+            gpa: config.gpa.0,
+            size: config.size,
+            source,
+        })?;
+        Ok(Arc::new(region))
+    }
+
+    /// Where a region is mapped already.
+    fn known(&self, config: RegionConfig, file: &File) -> Option<u64> {
+        let regions = self.memory.as_ref()?.regions();
+        let known = regions.iter().find(|region| region.is(config, file));
+        known.map(|region| region.base())
+    }
+
     /// `SET_MEM_TABLE`. The same table again changes nothing; otherwise running vrings go on in the
     /// new one, and without events. After a failure there is no memory at all.
     pub(in crate::session) fn set_memory(
         &mut self,
         regions: Vec<(RegionConfig, File)>,
     ) -> Result<(), RequestError> {
-        if let Some(memory) = &self.memory {
-            let known = |(config, file): &(RegionConfig, File)| {
-                memory.regions().iter().any(|r| r.is(*config, file))
-            };
-            if memory.regions().len() == regions.len() && regions.iter().all(known) {
+        if self.memory.is_some() && self.region_count() == regions.len() {
+            let known = regions.iter();
+            let known = known.map(|(config, file)| self.known(*config, file));
+            if let Some(bases) = known.collect() {
+                self.tell_bases(bases);
                 return Ok(());
             }
         }
         // Mapping takes its time; rings run in the old table meanwhile.
         let mapped = (0..).zip(regions);
         let mapped: Result<Vec<_>, _> = mapped
-            .map(|(nth, (config, file))| map(nth, config, file))
+            .map(|(nth, (config, file))| self.map(nth, config, file))
             .collect();
-        let table = mapped.and_then(|regions| Ok(MemoryTable::new(regions)?));
+        let table = mapped.and_then(|regions| {
+            let bases = regions.iter().map(|region| region.base()).collect();
+            Ok((MemoryTable::new(regions)?, bases))
+        });
         match table {
-            Ok(table) => {
+            Ok((table, bases)) => {
+                self.tell_bases(bases);
                 self.replace_memory(table);
                 Ok(())
             }
@@ -60,16 +80,17 @@ impl Device {
         config: RegionConfig,
         file: File,
     ) -> Result<(), RequestError> {
-        if let Some(memory) = &self.memory
-            && memory.regions().iter().any(|r| r.is(config, &file))
-        {
+        if let Some(base) = self.known(config, &file) {
+            self.tell_bases(vec![base]);
             return Ok(());
         }
-        let region = map(self.region_count(), config, file)?;
+        let region = self.map(self.region_count(), config, file)?;
+        let base = region.base();
         let table = match &self.memory {
             Some(memory) => memory.with(region)?,
             None => MemoryTable::new(vec![region])?,
         };
+        self.tell_bases(vec![base]);
         self.replace_memory(table);
         Ok(())
     }
@@ -90,7 +111,7 @@ impl Device {
         }
     }
 
-    fn region_count(&self) -> usize {
+    pub(super) fn region_count(&self) -> usize {
         self.memory
             .as_ref()
             .map_or(0, |memory| memory.regions().len())

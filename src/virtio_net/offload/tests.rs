@@ -36,8 +36,8 @@ fn legacy(header: &Header, frame: &[u8]) -> Option<Asked> {
 #[test]
 fn only_some_features_let_a_driver_ask() {
     assert!(!driver_asks(0));
-    assert!(!driver_asks(!0x7801));
-    for bit in [0, 11, 12, 13, 14] {
+    assert!(!driver_asks(!(0x7801 | 1 << 56)));
+    for bit in [0, 11, 12, 13, 14, 56] {
         assert!(driver_asks(1 << bit));
     }
 }
@@ -104,6 +104,7 @@ fn a_large_frame_keeps_its_segment_size() {
         let expected = Received {
             missing: Missing::Transport,
             segment_size: 1448,
+            datagram: Datagram::Unknown,
         };
         assert_eq!(receive_frame(&header, &frame), expected);
     }
@@ -115,14 +116,39 @@ fn a_large_frame_that_does_not_fit_together_is_none() {
     for header in [
         large(VIRTIO_NET_HDR_GSO_TCPV4, 0),
         large(VIRTIO_NET_HDR_GSO_UDP, 1000),
-        large(5, 1000),
+        large(VIRTIO_NET_HDR_GSO_UDP_L4, 1000),
+        large(2, 1000),
         large(0x7f, 1000),
     ] {
         assert_eq!(receive_frame(&header, &frame).segment_size, 0);
     }
-    let datagram = Build::new(Ip::V4, Transport::Udp, 3000).frame();
-    let header = large(VIRTIO_NET_HDR_GSO_UDP, 1000);
-    assert_eq!(receive_frame(&header, &datagram).segment_size, 1000);
+}
+
+#[test]
+fn a_large_frame_of_udp_is_one_datagram_or_many() {
+    for ip in [Ip::V4, Ip::V6] {
+        let build = Build::new(ip, Transport::Udp, 3000);
+        let frame = build.frame();
+        for (gso_type, datagram) in [
+            (VIRTIO_NET_HDR_GSO_UDP, Datagram::One),
+            (VIRTIO_NET_HDR_GSO_UDP_L4, Datagram::Many),
+        ] {
+            let header = Header {
+                gso_type,
+                gso_size: 1000,
+                ..needs_checksum(build.l4() as u16, 6)
+            };
+            let expected = Received {
+                missing: Missing::Transport,
+                segment_size: 1000,
+                datagram,
+            };
+            assert_eq!(receive_frame(&header, &frame), expected);
+            let asked = legacy(&header, &frame).unwrap();
+            assert_eq!((asked.segment_size, asked.l4_len), (Some(1000), 8));
+            assert_eq!(asked.datagram, datagram);
+        }
+    }
 }
 
 #[test]
@@ -156,7 +182,8 @@ fn one_who_sends_on_gets_nothing_that_does_not_fit_exactly() {
         needs_checksum(34, 6),
         large(VIRTIO_NET_HDR_GSO_TCPV4, 0),
         large(VIRTIO_NET_HDR_GSO_UDP, 1000),
-        large(5, 1000),
+        large(VIRTIO_NET_HDR_GSO_UDP_L4, 1000),
+        large(2, 1000),
     ] {
         assert_eq!(legacy(&header, &frame), None, "{header:?}");
     }

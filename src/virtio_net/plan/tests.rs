@@ -183,6 +183,56 @@ fn a_large_datagram_needs_a_driver_that_takes_those() {
 }
 
 #[test]
+fn one_datagram_never_becomes_many_nor_many_one() {
+    let ufo = 1 << VIRTIO_NET_F_GUEST_UFO;
+    let uso = |ip| match ip {
+        Ip::V4 => 1 << VIRTIO_NET_F_GUEST_USO4,
+        Ip::V6 => 1 << VIRTIO_NET_F_GUEST_USO6,
+    };
+    for (ip, other) in [(Ip::V4, Ip::V6), (Ip::V6, Ip::V4)] {
+        let build = Build::new(ip, Transport::Udp, 9000);
+        let frame = build.frame();
+        let kind = |datagram, features, marked| {
+            let request = if marked {
+                Asked {
+                    received_segment_size: 1000,
+                    datagram,
+                    ..Asked::default()
+                }
+            } else {
+                Asked {
+                    segment_size: Some(1000),
+                    datagram,
+                    ..asked(&build)
+                }
+            };
+            let (header, mut bytes) = send(request, features, &[&frame]).ok()?;
+            assert_eq!(header.gso_size, 1000);
+            assert_eq!(usize::from(header.hdr_len), build.l4() + 8);
+            finish(&header, &mut bytes);
+            assert!(build.transport_is_right(&bytes));
+            Some(header.gso_type)
+        };
+        let one = Some(VIRTIO_NET_HDR_GSO_UDP);
+        let many = Some(VIRTIO_NET_HDR_GSO_UDP_L4);
+        for (features, for_one, for_many, unknown) in [
+            (TSO, None, None, None),
+            (TSO | ufo, one, None, one),
+            (TSO | uso(ip), None, many, many),
+            (TSO | uso(other), None, None, None),
+            (TSO | ufo | uso(ip), one, many, one),
+            (ufo | uso(ip), None, None, None),
+        ] {
+            for marked in [false, true] {
+                assert_eq!(kind(Datagram::One, features, marked), for_one);
+                assert_eq!(kind(Datagram::Many, features, marked), for_many);
+            }
+            assert_eq!(kind(Datagram::Unknown, features, false), unknown);
+        }
+    }
+}
+
+#[test]
 fn marks_of_the_receiver_are_taken_for_requests() {
     for tags in [0, 1, 2] {
         let build = Build { tags, ..tcp(5000) };
@@ -405,6 +455,8 @@ proptest! {
             received_partial: flags & 16 != 0,
             received_segment_size: if flags & 32 != 0 { size } else { 0 },
             vlan: (flags & 64 != 0).then_some(size),
+            datagram: [Datagram::Unknown, Datagram::One, Datagram::Many]
+                [usize::from(lens[3]) % 3],
             outer_ip: (flags & 128 != 0).then_some((lens[3] % 400, lens[2] % 100)),
             ..Asked::default()
         };

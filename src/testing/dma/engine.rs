@@ -270,6 +270,11 @@ impl<E: Engine> Engine for Faulty<E> {
         if self.halts { Health::Halted } else { health }
     }
 
+    fn nudge(&mut self) -> Health {
+        self.submit();
+        Health::Running
+    }
+
     fn recover(&mut self) -> bool {
         let mut faults = self.faults.lock().unwrap();
         faults.recoveries += 1;

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * usage: loopback NAME=VALUE...
+ *
+ *   plugin=PATH|stock   the driver; PATH is absolute
+ *   mode=one-core|lock-step|free-running
+ *   cells=SIZExBURST[xFLOW],...   size 0 is an empty poll; flows: forward, to-host, to-guest
+ *   ring=256 packed=0 mergeable=1 in_order=0 vectorized=0 queues=1 checksum=plain|unused|passed|software
+ *   ms=200              for each cell
+ *   control=0 measure=1 the processors; only the bursts of the port run on `measure` in lock step
+ *   block=N             core cycles of the block when the neighbour is quiet, as printed by other runs
+ *
+ * Prints a line for each cell: core cycles per packet, or millions of packets per second.
+ */
+#include "loopback.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <unistd.h>
+
+/* The memory is anonymous, so the socket is all that must go. */
+static const char *socket_path;
+
+void die(const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	fputs("loopback: ", stderr);
+	vfprintf(stderr, format, arguments);
+	fputc('\n', stderr);
+	va_end(arguments);
+	if (socket_path != NULL)
+		unlink(socket_path);
+	_exit(1);
+}
+
+int main(int argc, char **argv)
+{
+	struct bench bench = { .options = parse_options(argc, argv) };
+	socket_path = bench.options.socket;
+	start_eal(&bench.options);
+	if (bench.options.cell_count == 0)
+		die("no cells");
+	start_ports(&bench);
+	switch (bench.options.mode) {
+	case ONE_CORE:
+		one_core(&bench);
+		break;
+	case LOCK_STEP:
+		lock_step(&bench);
+		break;
+	case FREE_RUNNING:
+		free_running(&bench);
+		break;
+	}
+	/* Ports are not closed: some versions of virtio-user free packets twice that are still under way. */
+	unlink(socket_path);
+	fflush(NULL);
+	_exit(0);
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The virtio-user side. It is never timed.
+ */
+#include "loopback.h"
+
+void peer_sends(const struct bench *bench, const struct cell *cell, uint16_t queue, struct packets *packets)
+{
+	uint64_t deadline = deadline_in(10);
+	unsigned int sent = 0;
+	while ((sent += rte_eth_tx_burst(bench->guest, queue, packets->of[queue] + sent,
+					 (uint16_t)(cell->burst - sent))) < cell->burst)
+		check_deadline(deadline, "the guest's ring takes no whole burst");
+}
+
+void peer_receives(const struct bench *bench, const struct cell *cell, uint16_t queue, struct packets *packets)
+{
+	uint64_t deadline = deadline_in(10);
+	unsigned int received = 0;
+	while ((received += rte_eth_rx_burst(bench->guest, queue, packets->of[queue] + received,
+					     (uint16_t)(cell->burst - received))) < cell->burst)
+		check_deadline(deadline, "packets are missing on the guest's side");
+	if (bench->options.checksum < PASSED)
+		return;
+	for (unsigned int i = 0; i < cell->burst; i++)
+		ask_for_checksum(packets->of[queue][i]);
+}

@@ -1,0 +1,139 @@
+//! Which of our addresses a device reaches under which of its own.
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use super::Container;
+use crate::dma::Addr;
+
+/// Memory that is in one piece both for us and for a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it begins for us.
+    pub va: usize,
+    /// Bytes.
+    pub len: usize,
+    /// Where it begins for the device.
+    pub iova: u64,
+}
+
+impl Piece {
+    /// The device's address of `va`, if all of `len` bytes there belong to this piece.
+    #[inline]
+    pub fn address(&self, va: usize, len: usize) -> Option<Addr> {
+        let skip = va.checked_sub(self.va)?;
+        let left = self.len.checked_sub(skip)?;
+        let iova = self.iova.checked_add(u64::try_from(skip).ok()?)?;
+        (len <= left && len > 0).then_some(Addr(iova))
+    }
+}
+
+/// What one engine reaches: guest memory that was mapped for it, and what its container knows.
+pub struct Reach {
+    container: Arc<dyn Container>,
+    /// Sorted; pieces do not overlap.
+    guest: Vec<Piece>,
+    /// The container's last answer: packets mostly come from one pool.
+    recent: Cell<Piece>,
+}
+
+impl Reach {
+    /// Only what the container knows by itself.
+    pub fn new(container: Arc<dyn Container>) -> Self {
+        Self {
+            container,
+            guest: Vec::new(),
+            recent: Cell::default(),
+        }
+    }
+
+    /// The container itself.
+    pub fn container(&self) -> &Arc<dyn Container> {
+        &self.container
+    }
+
+    /// The device's address of all of `len` bytes at `va`.
+    pub fn translate(&self, va: usize, len: usize) -> Option<Addr> {
+        let after = self.guest.partition_point(|piece| piece.va <= va);
+        let before = after.checked_sub(1).and_then(|at| self.guest.get(at));
+        if let Some(address) = before.and_then(|piece| piece.address(va, len)) {
+            return Some(address);
+        }
+        if let Some(address) = self.recent.get().address(va, len) {
+            return Some(address);
+        }
+        let piece = self.container.known(va, len)?;
+        self.recent.set(piece);
+        piece.address(va, len)
+    }
+
+    /// Maps guest memory.
+    ///
+    /// # Errors
+    ///
+    /// The container's, or the range is mapped here already.
+    pub fn map(&mut self, va: usize, len: usize) -> io::Result<()> {
+        let end = va.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let overlaps = |piece: &Piece| piece.va < end && va < piece.va.saturating_add(piece.len);
+        if self.guest.iter().any(overlaps) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.guest.extend(self.container.map(va, len)?);
+        self.guest.sort_unstable_by_key(|piece| piece.va);
+        Ok(())
+    }
+
+    /// Undoes [`map`](Self::map) of the same range; what is not mapped stays so.
+    pub fn unmap(&mut self, va: usize, len: usize) {
+        let inside = |piece: &Piece| piece.va >= va && piece.va - va < len;
+        let before = self.guest.len();
+        self.guest.retain(|piece| !inside(piece));
+        self.recent.set(Piece::default());
+        if self.guest.len() != before {
+            self.container.unmap(va, len);
+        }
+    }
+}
+
+/// Mapped ranges, with how often each was asked for.
+#[derive(Debug, Default)]
+pub struct Mapped {
+    ranges: BTreeMap<(usize, usize), (u32, Vec<Piece>)>,
+}
+
+impl Mapped {
+    /// Counts one more user of a range that is mapped.
+    pub fn again(&mut self, va: usize, len: usize) -> Option<Vec<Piece>> {
+        let (users, pieces) = self.ranges.get_mut(&(va, len))?;
+        *users = users.checked_add(1)?;
+        Some(pieces.clone())
+    }
+
+    /// A range that is mapped now, for its first user.
+    pub fn insert(&mut self, va: usize, len: usize, pieces: Vec<Piece>) {
+        self.ranges.insert((va, len), (1, pieces));
+    }
+
+    /// One user less: the pieces to unmap when it was the last.
+    pub fn remove(&mut self, va: usize, len: usize) -> Option<Vec<Piece>> {
+        let (users, _) = self.ranges.get_mut(&(va, len))?;
+        *users -= 1;
+        match *users {
+            0 => self.ranges.remove(&(va, len)).map(|(_, pieces)| pieces),
+            _ => None,
+        }
+    }
+
+    /// All pieces.
+    pub fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        self.ranges.values().flat_map(|(_, pieces)| pieces)
+    }
+
+    /// Forgets everything: the address space is gone.
+    pub fn clear(&mut self) {
+        self.ranges.clear();
+    }
+}

@@ -1,0 +1,112 @@
+//! An address space of devices that are models.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::dma::vfio::pieces::Mapped;
+use crate::dma::vfio::{Block, Container, Piece};
+
+/// How far devices' addresses are from ours: nobody can take one for the other.
+const APART: u64 = 1 << 48;
+
+/// A container whose devices reach exactly what is mapped.
+#[derive(Clone, Default)]
+pub struct FakeContainer {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    mapped: Mapped,
+    lent: Vec<Piece>,
+    refuses: bool,
+}
+
+impl FakeContainer {
+    /// Nothing is mapped.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Memory that is mapped without anybody asking, as DPDK's is.
+    pub fn lend(&self, memory: &[u8]) {
+        let piece = piece(memory.as_ptr().addr(), memory.len());
+        self.state().lent.push(piece);
+    }
+
+    /// From now on nothing more can be mapped.
+    pub fn refuse(&self) {
+        self.state().refuses = true;
+    }
+
+    /// Ranges that were mapped by call.
+    pub fn mapped(&self) -> usize {
+        self.state().mapped.pieces().count()
+    }
+
+    /// Our address of what a device finds at `iova`, if it reaches all of `len` bytes.
+    pub fn host(&self, iova: u64, len: usize) -> Option<usize> {
+        let state = self.state();
+        let va = usize::try_from(iova.checked_sub(APART)?).ok()?;
+        let mut pieces = state.mapped.pieces().chain(&state.lent);
+        pieces
+            .any(|piece| piece.address(va, len).is_some())
+            .then_some(va)
+    }
+}
+
+fn piece(va: usize, len: usize) -> Piece {
+    Piece {
+        va,
+        len,
+        iova: va as u64 + APART,
+    }
+}
+
+impl Container for FakeContainer {
+    fn open(&self, _: &str) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn close(&self, _: &str, _: OwnedFd) {}
+
+    fn map(&self, va: usize, len: usize) -> io::Result<Vec<Piece>> {
+        let mut state = self.state();
+        if state.refuses {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        if let Some(pieces) = state.mapped.again(va, len) {
+            return Ok(pieces);
+        }
+        let pieces = vec![piece(va, len)];
+        state.mapped.insert(va, len, pieces.clone());
+        Ok(pieces)
+    }
+
+    fn unmap(&self, va: usize, len: usize) {
+        self.state().mapped.remove(va, len);
+    }
+
+    fn known(&self, va: usize, len: usize) -> Option<Piece> {
+        let state = self.state();
+        let with = state.lent.iter().find(|p| p.address(va, len).is_some());
+        with.copied()
+    }
+
+    fn allocate(&self, len: usize) -> io::Result<Block> {
+        let block = Block::pages(len)?;
+        let pieces = self.map(block.va(), block.len())?;
+        Ok(block.at(pieces[0].iova))
+    }
+
+    fn free(&self, block: Block) {
+        self.unmap(block.va(), block.len());
+        // SAFETY: `allocate` took it from `pages`.
+        unsafe { block.unmap() };
+    }
+}
