@@ -44,6 +44,7 @@ const UNSAFE: &[&str] = &[
     "port/ops/queues.rs",
     "port/ops/statistics.rs",
     "port/burst.rs",
+    "port/lanes.rs",
     "port/large.rs",
     "port/queue.rs",
     "port/packet.rs",

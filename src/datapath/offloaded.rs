@@ -37,9 +37,13 @@ type Way<P> = Underway<Sent<<P as Release>::Packet>>;
 /// The bodies for what was negotiated.
 pub(super) struct Bodies<P: Release> {
     plain: EnqueueBurst<P>,
-    burst: fn(&mut Virtqueue, &mut Way<P>, &mut P, &[P::Packet], &QueueCounters) -> usize,
+    burst: Send<P>,
     land: Land<P>,
 }
+
+/// Takes packets; how many.
+type Send<P> =
+    fn(&mut Virtqueue, &mut Way<P>, &mut P, &[<P as Release>::Packet], &QueueCounters) -> usize;
 
 /// Gives back what has landed, a number of packets at most; how many.
 type Land<P> = fn(
@@ -194,7 +198,7 @@ fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
     let threshold = way.engines.threshold();
     let mut mover = Mover {
         flight: &mut way.flight,
-        engine: way.engines.next(),
+        engine: way.engines.take_turn(),
         threshold,
         counters,
         copies: 0,

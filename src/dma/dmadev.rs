@@ -76,15 +76,19 @@ struct FastPath {
     burst_capacity: Option<unsafe extern "C" fn(*const c_void, u16) -> u16>,
 }
 
+type ByName = unsafe extern "C" fn(*const c_char) -> c_int;
 type ById = unsafe extern "C" fn(i16) -> c_int;
+type InfoGet = unsafe extern "C" fn(i16, *mut Info) -> c_int;
+type Configure = unsafe extern "C" fn(i16, *const Conf) -> c_int;
+type VchanSetup = unsafe extern "C" fn(i16, u16, *const Conf) -> c_int;
 
 /// The functions of the library.
 #[derive(Clone, Copy)]
 struct Library {
-    id_by_name: unsafe extern "C" fn(*const c_char) -> c_int,
-    info_get: unsafe extern "C" fn(i16, *mut Info) -> c_int,
-    configure: unsafe extern "C" fn(i16, *const Conf) -> c_int,
-    vchan_setup: unsafe extern "C" fn(i16, u16, *const Conf) -> c_int,
+    id_by_name: ByName,
+    info_get: InfoGet,
+    configure: Configure,
+    vchan_setup: VchanSetup,
     start: ById,
     stop: ById,
     /// A pointer to the array.
@@ -98,31 +102,32 @@ impl Library {
         let library =
             unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
         let find = |name: &CStr| -> Option<*mut c_void> {
-            let place = if library.is_null() {
-                // Perhaps it is part of the application.
-                libc::RTLD_DEFAULT
-            } else {
-                library
-            };
-            // SAFETY: a handle from above, and a string.
-            let symbol = unsafe { libc::dlsym(place, name.as_ptr()) };
+            // The application first: it may be linked statically, or have a copy of the array's
+            // pointer, which the library then uses, too.
+            // SAFETY: a string.
+            let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+            if !symbol.is_null() || library.is_null() {
+                return (!symbol.is_null()).then_some(symbol);
+            }
+            // SAFETY: the handle from above, and a string.
+            let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
             (!symbol.is_null()).then_some(symbol)
         };
         macro_rules! function {
-            ($name:literal) => {{
+            ($name:literal as $kind:ty) => {{
                 let symbol = find($name)?;
                 // SAFETY: the function of that name has this signature in all lines that are known,
                 // but for the size of structs, which are made larger here.
-                unsafe { std::mem::transmute::<*mut c_void, _>(symbol) }
+                unsafe { std::mem::transmute::<*mut c_void, $kind>(symbol) }
             }};
         }
         Some(Self {
-            id_by_name: function!(c"rte_dma_get_dev_id_by_name"),
-            info_get: function!(c"rte_dma_info_get"),
-            configure: function!(c"rte_dma_configure"),
-            vchan_setup: function!(c"rte_dma_vchan_setup"),
-            start: function!(c"rte_dma_start"),
-            stop: function!(c"rte_dma_stop"),
+            id_by_name: function!(c"rte_dma_get_dev_id_by_name" as ByName),
+            info_get: function!(c"rte_dma_info_get" as InfoGet),
+            configure: function!(c"rte_dma_configure" as Configure),
+            vchan_setup: function!(c"rte_dma_vchan_setup" as VchanSetup),
+            start: function!(c"rte_dma_start" as ById),
+            stop: function!(c"rte_dma_stop" as ById),
             objects: find(c"rte_dma_fp_objs")?.cast_const().cast(),
         })
     }
@@ -234,6 +239,9 @@ impl Dmadev {
         };
         // SAFETY: the library's variable, which it fills when its first device is made.
         let objects = unsafe { library.objects.read() };
+        if objects.is_null() {
+            return Err(unusable("the dmadev library has no devices".into()));
+        }
         let nth = usize::from(id.unsigned_abs());
         let object = objects.wrapping_add(nth * STRIDE).cast::<FastPath>();
         Ok(Self {

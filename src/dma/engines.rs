@@ -68,7 +68,7 @@ impl Engines {
     /// The engine whose turn it is, with the longest copy that it takes; `None` when all are dead or
     /// others have it just now.
     #[inline]
-    pub fn next(&mut self) -> Option<(Burst<'_>, u32)> {
+    pub fn take_turn(&mut self) -> Option<(Burst<'_>, u32)> {
         let after = self.turn.wrapping_add(1);
         self.turn = if after < self.lines.len() { after } else { 0 };
         let (before, from) = self.lines.split_at_checked(self.turn)?;

@@ -32,6 +32,10 @@ impl SessionEvents for Port {
             let Some(vring) = self.tx.get(pair) else {
                 return Some(virtqueue);
             };
+            if let Some(lane) = self.tx_lane(index / 2) {
+                vring.show(&virtqueue);
+                return lane.give(virtqueue);
+            }
             let burst = select_enqueue(&virtqueue);
             vring.install(virtqueue, burst)
         }
@@ -42,7 +46,12 @@ impl SessionEvents for Port {
         if index % 2 == 1 {
             self.rx.get(pair)?.take()
         } else {
-            self.tx.get(pair)?.take()
+            let vring = self.tx.get(pair)?;
+            if let Some(lane) = self.tx_lane(index / 2) {
+                vring.hide();
+                return lane.take();
+            }
+            vring.take()
         }
     }
 

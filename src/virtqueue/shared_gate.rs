@@ -75,6 +75,14 @@ impl<T> SharedGate<T> {
         self.exclusive(|slot, _| slot.take())
     }
 
+    /// Runs `work` on the object and takes it out. After this no lcore touches it.
+    pub fn take_after(&self, work: impl FnOnce(&mut T)) -> Option<T> {
+        self.exclusive(|slot, _| {
+            slot.as_mut().map(work);
+            slot.take()
+        })
+    }
+
     /// Runs `work` on the object while no lcore is inside.
     pub fn with<R>(&self, work: impl FnOnce(Option<&mut T>) -> R) -> R {
         self.exclusive(|slot, _| work(slot.as_mut()))

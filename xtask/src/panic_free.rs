@@ -15,7 +15,11 @@ use crate::demo::built_driver;
 type CallGraph = BTreeMap<String, BTreeSet<String>>;
 
 /// Where the walk starts.
-const BODIES: [&str; 2] = ["::datapath::dequeue::", "::datapath::enqueue::"];
+const BODIES: [&str; 3] = [
+    "::datapath::dequeue::",
+    "::datapath::enqueue::",
+    "::datapath::offloaded::",
+];
 
 /// Where it must not arrive.
 const PANICS: [&str; 7] = [

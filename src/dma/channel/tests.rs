@@ -1,3 +1,8 @@
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "numbers of tests are small"
+)]
+
 use super::*;
 use crate::dma::flight::Flight;
 use crate::testing::dma::{Fault, Faulty, SimEngine};

@@ -1,3 +1,8 @@
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "numbers of tests are small"
+)]
+
 use super::*;
 
 const NOTHING: Transfer = Transfer {

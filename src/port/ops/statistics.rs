@@ -8,7 +8,7 @@ use crate::dpdk::ethdev::EthDev;
 use crate::dpdk::sys::{rte_eth_xstat, rte_eth_xstat_name};
 use crate::dpdk::varying::{PortCounters, StatsWriter, VaryingOps};
 use crate::guard;
-use crate::port::queue::{RxQueue, TxQueue};
+use crate::port::queue::{RxQueue, TxQueue, shared_of};
 use crate::port::stats::{Basic, QueueStats};
 use crate::port::xstats;
 
@@ -123,9 +123,12 @@ unsafe fn fill<T>(
             return -libc::ENODEV;
         };
         let (rx, tx) = dev.queue_counts();
-        let count = xstats::count(rx, tx);
+        // SAFETY: in an operation of the port.
+        let dma = unsafe { shared_of(dev) }.is_some_and(|shared| shared.dma);
+        let queues = xstats::Queues { rx, tx, dma };
+        let count = xstats::count(queues);
         if !out.is_null() && room as usize >= count {
-            for (index, (id, xstat)) in (0..).zip(xstats::all(rx, tx)).enumerate() {
+            for (index, (id, xstat)) in (0..).zip(xstats::all(queues)).enumerate() {
                 // SAFETY: below `count`, so within the caller's array.
                 let place = unsafe { out.add(index) };
                 // SAFETY: as above.
