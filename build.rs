@@ -48,13 +48,14 @@ mod dpdk {
 
     /// What the driver calls. The linker is told to note only libraries that are really used, so a
     /// name too many costs nothing; `rte_log` is its own library since 23.11.
-    const LIBRARIES: [&str; 6] = [
+    const LIBRARIES: [&str; 7] = [
         "rte_eal",
         "rte_ethdev",
         "rte_bus_vdev",
         "rte_mempool",
         "rte_mbuf",
         "rte_net",
+        "rte_telemetry",
     ];
 
     pub(super) fn configure() -> Result<(), String> {
@@ -151,7 +152,7 @@ mod dpdk {
         "rte_thread_t",
     ];
 
-    const FUNCTIONS: [&str; 8] = [
+    const FUNCTIONS: [&str; 9] = [
         "rte_eth_dev_(is_valid_port|get_port_by_name|socket_id)",
         "rte_pktmbuf_free_bulk|rte_mbuf_dynflag_register",
         "rte_zmalloc_socket|rte_malloc_socket|rte_free|rte_malloc_virt2iova|rte_mem_virt2iova",
@@ -162,6 +163,7 @@ mod dpdk {
         "rte_intr_(instance_(alloc|free)|type_set|fd_set|vec_list_(alloc|free|index_set)|\
          efds_index_set|nb_efd_set|max_intr_set|efd_counter_size_set)",
         "rte_net_get_ptype",
+        "rte_telemetry_register_cmd|rte_tel_data_.*",
     ];
 
     fn link(line: &Line, out: &Path, link_paths: &[PathBuf]) -> Result<(), String> {

@@ -12,7 +12,6 @@
 #define MOST 20000
 /* Fewer than this tell nothing; a cell then takes up to four times as long. */
 #define ENOUGH 40
-#define BLOCK_TOLERANCE 1.06
 #define CLOCK_TOLERANCE 1.03
 
 struct batch {

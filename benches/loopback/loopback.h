@@ -115,6 +115,8 @@ void answer_neighbour(void);
 enum place neighbour_place(void);
 
 /* batches.c */
+/* A block that takes longer than the quickest by this much has company on its core. */
+#define BLOCK_TOLERANCE 1.06
 struct batches;
 struct batches *batches_new(const struct bench *bench, bool has_peer);
 void batches_start(struct batches *batches);

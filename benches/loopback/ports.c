@@ -108,13 +108,16 @@ static void print_driver(uint16_t port)
 void start_ports(struct bench *bench)
 {
 	const struct options *options = &bench->options;
-	bool large = false;
+	bool jumbo = false;
 	for (unsigned int i = 0; i < options->cell_count; i++)
-		large |= !options->mergeable && options->cells[i].size > 1518;
-	unsigned int wanted = options->ring * options->queues + 1024;
+		jumbo |= options->cells[i].size > 1518;
+	bool large = jumbo && !options->mergeable;
+	unsigned int segments = jumbo && options->mergeable ? 5 : 1;
+	/* Receive rings are full of buffers, and a send ring keeps what was sent until it needs the room. */
+	unsigned int held = options->ring * options->queues * (1 + segments);
 	/* Small pools stay in the caches, as far as the drivers let them. */
 	bench->vhost_pool = make_pool("port", 2047, large);
-	bench->guest_pool = make_pool("guest", wanted <= 2047 ? 2047 : 4095, large);
+	bench->guest_pool = make_pool("guest", rte_align32pow2(held + 1024) - 1, large);
 
 	char args[256];
 	snprintf(args, sizeof(args), "iface=%s,queues=%u", options->socket, options->queues);

@@ -197,6 +197,15 @@ add_lcores(void)
 	add_argument("--lcores=0@(%s)", list);
 }
 
+static bool telemetry;
+
+void
+eal_start_with_telemetry(const char *program)
+{
+	telemetry = true;
+	eal_start(program);
+}
+
 void
 eal_start(const char *program)
 {
@@ -213,7 +222,8 @@ eal_start(const char *program)
 	add_argument("--file-prefix=%s-%d", program, (int)getpid());
 	add_lcores();
 	add_argument("--no-pci");
-	add_argument("--no-telemetry");
+	if (!telemetry)
+		add_argument("--no-telemetry");
 	add_argument("--iova-mode=va");
 	if (getenv("NET_VHOST_VERBOSE") == NULL) {
 		add_argument("--log-level=*:error");

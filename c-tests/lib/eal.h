@@ -15,6 +15,8 @@
  * The tests go on in a child of this process, which cleans up and reports if they crash.
  */
 void eal_start(const char *program);
+/* The same, and EAL listens for telemetry clients. */
+void eal_start_with_telemetry(const char *program);
 
 /* Ends EAL. Returns `report()`; the directory of sockets goes with the process. */
 int eal_end(void);

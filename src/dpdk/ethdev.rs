@@ -395,6 +395,10 @@ impl EthDev {
         dev.rx_queue_count = functions.rx_queue_count;
         dev.rx_descriptor_status = functions.rx_descriptor_status;
         dev.tx_descriptor_status = functions.tx_descriptor_status;
+        #[cfg(not(dpdk_22_11))]
+        {
+            dev.tx_queue_count = functions.tx_queue_count;
+        }
         dev.dev_ops = functions.ops;
         let Some(shared) = shared else { return };
         // SAFETY: `data` of a live port, which no other process uses before `probing_finish`.
@@ -446,6 +450,9 @@ pub struct Functions {
     pub rx_descriptor_status: DescriptorStatus,
     /// The same for a tx queue.
     pub tx_descriptor_status: DescriptorStatus,
+    /// Counts descriptors of a tx queue that are in use; `None` in a secondary.
+    #[cfg(not(dpdk_22_11))]
+    pub tx_queue_count: super::abi::TxQueueCount,
 }
 
 /// The values of a fresh port that all processes share.

@@ -12,6 +12,7 @@ pub mod malloc;
 pub mod mbuf;
 pub mod mempool;
 pub mod sys;
+pub mod telemetry;
 pub mod thread;
 pub mod varying;
 pub mod vdev;

@@ -12,7 +12,7 @@ pub type Body = Box<dyn FnOnce() + Send>;
 /// Longest name of a thread, the final NUL not counted.
 pub const MAX_NAME: usize = 15;
 
-/// A running control thread. It is not joined when this is dropped.
+/// A running control thread. It goes on by itself when this is dropped, and leaves nothing behind.
 #[derive(Debug)]
 pub struct ControlThread(Id);
 
@@ -90,11 +90,15 @@ impl ControlThread {
     pub fn is_current(&self) -> bool {
         // SAFETY: no condition.
         let current = unsafe { libc::pthread_self() };
+        self.id() == current
+    }
+
+    fn id(&self) -> libc::pthread_t {
         #[cfg(dpdk_22_11)]
         let id = self.0;
         #[cfg(not(dpdk_22_11))]
         let id = self.0.opaque_id as libc::pthread_t;
-        id == current
+        id
     }
 
     /// Waits until the thread has ended.
@@ -105,10 +109,19 @@ impl ControlThread {
         #[cfg(not(dpdk_22_11))]
         // SAFETY: as above.
         let result = unsafe { rte_thread_join(self.0, core::ptr::null_mut()) };
+        core::mem::forget(self);
         match result {
             0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error.saturating_abs())),
         }
+    }
+}
+
+impl Drop for ControlThread {
+    fn drop(&mut self) {
+        // SAFETY: a joinable thread: nobody joined it, as `join` does not come here. The only failure
+        // is that there is no such thread.
+        unsafe { libc::pthread_detach(self.id()) };
     }
 }
 

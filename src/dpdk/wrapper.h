@@ -22,6 +22,7 @@
 #include <rte_mempool.h>
 #include <rte_net.h>
 #include <rte_power_intrinsics.h>
+#include <rte_telemetry.h>
 #include <rte_thread.h>
 #include <rte_vect.h>
 #include <rte_version.h>

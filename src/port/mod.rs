@@ -22,6 +22,7 @@ mod queue;
 mod rarp;
 mod registry;
 mod stats;
+mod telemetry;
 mod ticker;
 mod vring;
 mod xstats;

@@ -26,6 +26,8 @@ use crate::dpdk::varying;
 use crate::guard;
 use crate::log::PORT;
 
+#[cfg(not(dpdk_22_11))]
+pub(super) use queues::tx_queue_count;
 use queues::{
     get_monitor_addr, release_rx, release_tx, rx_burst_mode_get, rx_queue_intr_disable,
     rx_queue_intr_enable, rx_queue_release, rx_queue_setup, rx_queue_start, rx_queue_stop,

@@ -4,7 +4,7 @@ use core::ffi::c_int;
 use std::sync::Arc;
 
 use super::queue::{self, SharedBox};
-use super::{LINK, Port, PortError, burst, ops};
+use super::{LINK, Port, PortError, burst, ops, telemetry};
 use crate::devargs::PortConfig;
 use crate::dpdk::abi::{Burst, rte_vdev_device};
 use crate::dpdk::ethdev::{EthDev, Functions, Shared};
@@ -21,6 +21,7 @@ static DRIVER: VdevDriver = VdevDriver::new(c"net_vhost", c"eth_vhost", probe, r
 pub fn register() {
     crate::dpdk::log::install();
     DRIVER.register();
+    telemetry::register();
     if DRIVER.is_shadowed() {
         log::warn!(
             target: PORT,
@@ -137,6 +138,8 @@ fn create(device: VdevDevice) -> Result<(), PortError> {
         rx_queue_count: Some(varying::rx_queue_count::<ops::Ops>),
         rx_descriptor_status: Some(ops::rx_descriptor_status),
         tx_descriptor_status: Some(ops::tx_descriptor_status),
+        #[cfg(not(dpdk_22_11))]
+        tx_queue_count: Some(ops::tx_queue_count),
     };
     // SAFETY: in `probe`; the bus keeps the device as long as the port; both pointers are from
     // `rte_malloc`, and `close` takes the first one out again.
@@ -156,6 +159,8 @@ fn attach(device: VdevDevice) -> Result<(), PortError> {
         rx_queue_count: None,
         rx_descriptor_status: None,
         tx_descriptor_status: None,
+        #[cfg(not(dpdk_22_11))]
+        tx_queue_count: None,
     };
     // SAFETY: in `probe`; the bus keeps the device as long as the port.
     unsafe { dev.set_up(device.device(), &functions, None) };

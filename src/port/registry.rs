@@ -25,6 +25,27 @@ pub(super) fn add(port: &Arc<Port>) -> Result<(), PortError> {
     Ok(())
 }
 
+/// A configured port, with what its ethdev told: that one may be gone when somebody reads on.
+pub(super) struct Found {
+    pub(super) id: u16,
+    pub(super) mtu: u16,
+    pub(super) port: Arc<Port>,
+}
+
+/// All configured ports, by number.
+pub(super) fn all() -> Vec<Found> {
+    // A port that closes leaves the list before it gives up its ethdev.
+    let ports = lock(&PORTS);
+    let found = ports.iter().map(|port| Found {
+        id: port.dev().port_id(),
+        mtu: port.dev().mtu(),
+        port: Arc::clone(port),
+    });
+    let mut found: Vec<Found> = found.collect();
+    found.sort_by_key(|found| found.id);
+    found
+}
+
 /// Forgets `port`.
 pub(super) fn remove(port: &Port) {
     lock(&PORTS).retain(|other| !std::ptr::eq(Arc::as_ptr(other), port));

@@ -125,6 +125,15 @@ impl<B> Vring<B> {
         }
     }
 
+    /// Places where the driver has put nothing; 0 without a virtqueue, and while the session changes
+    /// it. Never waits.
+    pub(super) fn without_buffer(&self) -> u16 {
+        match self.view.try_read().as_deref() {
+            Ok(Some(View { ring, .. })) => ring.size().saturating_sub(ring.available(self.next())),
+            _ => 0,
+        }
+    }
+
     /// What stands in the `nth` place from where the next burst begins. Never waits.
     pub(super) fn slot(&self, nth: u16) -> Slot {
         let view = self.view.try_read();
@@ -141,6 +150,11 @@ impl<B> Vring<B> {
     /// What changes when a buffer becomes available.
     pub(super) fn monitor(&self) -> Option<Monitor> {
         Some(self.view().as_ref()?.ring.monitor(self.next()))
+    }
+
+    /// Whether there is a virtqueue.
+    pub(super) fn is_there(&self) -> bool {
+        self.view().is_some()
     }
 
     /// What the burst was chosen for, in words.

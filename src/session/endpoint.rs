@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::socket_peercred;
+
 use super::bell::Bell;
 use super::connection::Connection;
 use super::device::Place;
@@ -107,6 +109,15 @@ struct Shared {
     ending: Arc<AtomicBool>,
     peers: Mutex<Vec<Peer>>,
     serials: AtomicU64,
+}
+
+/// A process that is connected, as it was when it connected or began to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Its number; `None` when the system does not tell.
+    pub pid: Option<i32>,
+    /// Its user.
+    pub uid: Option<u32>,
 }
 
 /// The socket of a port and all its connections.
@@ -364,6 +375,21 @@ impl Endpoint {
             shared,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// The processes behind the connections, the oldest first.
+    pub fn frontends(&self) -> Vec<Frontend> {
+        let peers = self.shared.peers();
+        let there = peers.iter().filter(|peer| !peer.over);
+        there
+            .map(|peer| {
+                let credentials = socket_peercred(&peer.socket).ok();
+                Frontend {
+                    pid: credentials.map(|credentials| credentials.pid.as_raw_nonzero().get()),
+                    uid: credentials.map(|credentials| credentials.uid.as_raw()),
+                }
+            })
+            .collect()
     }
 
     /// Ends everything; when it returns, no further event is raised and the path is free.

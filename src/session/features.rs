@@ -197,6 +197,12 @@ pub fn offered_protocol() -> u64 {
         | VHOST_USER_PROTOCOL_F_STATUS
 }
 
+/// The names of the bits in a word of virtio features; those without one are left out.
+pub fn each_name(word: u64) -> impl Iterator<Item = &'static str> {
+    let known = NAMES.iter().filter(move |(bit, _)| word & bit != 0);
+    known.map(|(_, name)| *name)
+}
+
 /// The names of the bits in a word of virtio features, for a log line.
 pub fn names(word: u64) -> String {
     spell(word, NAMES)

@@ -20,7 +20,7 @@ mod turn;
 mod vring;
 mod wire;
 
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, Frontend};
 pub use spawn::{Join, Spawn, StdThreads};
 pub use vring::{SetupError, VringSetup};
 

@@ -372,6 +372,11 @@ pub struct PackedView {
 }
 
 impl PackedView {
+    /// Number of slots.
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
     /// Descriptors that wait for a device side that takes `position` next.
     pub fn available(&self, position: u16) -> u16 {
         let waits = |nth: &u16| self.waits(position, *nth) == Some(true);

@@ -152,6 +152,14 @@ pub enum RingView {
 }
 
 impl RingView {
+    /// Number of slots.
+    pub fn size(&self) -> u16 {
+        match self {
+            Self::Split(view) => view.size(),
+            Self::Packed(view) => view.size(),
+        }
+    }
+
     /// Slots that wait for a device side that goes on at `position`.
     pub fn available(&self, position: u16) -> u16 {
         match self {

@@ -323,6 +323,11 @@ pub struct SplitView {
 }
 
 impl SplitView {
+    /// Number of slots.
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
     /// How many chains wait for a device side that takes `next_available` next.
     pub fn available(&self, next_available: u16) -> u16 {
         let index = self.available_index.load(Ordering::Relaxed);

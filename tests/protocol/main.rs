@@ -14,6 +14,7 @@ mod raw;
 mod requests;
 mod rings;
 mod stock_frontend;
+mod vanish;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

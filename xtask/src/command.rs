@@ -63,7 +63,16 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 
 /// Runs a program in the repository to its end, showing what it prints; ends it with all its
 /// children when it takes longer than `patience` or we are interrupted.
-pub(crate) fn run(mut command: Command, patience: Duration) -> Outcome<Finished> {
+pub(crate) fn run(command: Command, patience: Duration) -> Outcome<Finished> {
+    run_showing(command, patience, true)
+}
+
+/// Like [`run`], but shows nothing.
+pub(crate) fn run_quietly(command: Command, patience: Duration) -> Outcome<Finished> {
+    run_showing(command, patience, false)
+}
+
+fn run_showing(mut command: Command, patience: Duration, show: bool) -> Outcome<Finished> {
     let program = command.get_program().to_string_lossy().into_owned();
     command
         .stdin(Stdio::null())
@@ -97,7 +106,9 @@ pub(crate) fn run(mut command: Command, patience: Duration) -> Outcome<Finished>
     let status = loop {
         match lines.recv_timeout(Duration::from_millis(100)) {
             Ok(line) => {
-                println!("{line}");
+                if show {
+                    println!("{line}");
+                }
                 text.push_str(&line);
                 text.push('\n');
                 continue;
@@ -124,7 +135,9 @@ pub(crate) fn run(mut command: Command, patience: Duration) -> Outcome<Finished>
         }
     };
     for line in lines.try_iter() {
-        println!("{line}");
+        if show {
+            println!("{line}");
+        }
         text.push_str(&line);
         text.push('\n');
     }

@@ -25,8 +25,9 @@ usage: cargo xtask COMMAND
   demo [--seconds N]    stock testpmd with our plugin, a second one as frontend, packets both ways
   test [--quick] [--only STAGE]...
                         everything that is checked, stage by stage (--quick: without the slow ones)
-  bench [--rounds N] [--seconds N]
-                        our driver and the distribution's in turn, in pairs of testpmd
+  bench [--quick | --full] [--vs stock|PATH] [--cell WORD,WORD...]... [--only PART]... [--rounds N]
+        [--ms N] [--cores CONTROL,MEASURE] [--name NAME] [--list]
+                        our driver and another in turn: cycles per packet, packets per second
   fuzz [TARGET]... [--seconds N]
                         the fuzz targets, 20 s each; new inputs stay in target/fuzz/corpus
   panic-free [FILE]     looks for calls that can panic in the plugin's burst bodies

@@ -56,6 +56,9 @@ pub type Burst = Option<unsafe extern "C" fn(*mut c_void, *mut *mut rte_mbuf, u1
 pub type DevOp = Option<unsafe extern "C" fn(*mut rte_eth_dev) -> c_int>;
 /// An operation on a queue of a port.
 pub type QueueOp = Option<unsafe extern "C" fn(*mut rte_eth_dev, u16) -> c_int>;
+/// Descriptors of a tx queue that are in use; since 24.03.
+#[cfg(not(dpdk_22_11))]
+pub type TxQueueCount = Option<unsafe extern "C" fn(*mut c_void) -> c_int>;
 /// What became of a descriptor of a queue.
 pub type DescriptorStatus = Option<unsafe extern "C" fn(*mut c_void, u16) -> c_int>;
 pub type QueueRelease = Option<unsafe extern "C" fn(*mut rte_eth_dev, u16)>;

@@ -5,8 +5,8 @@ use core::ffi::{c_int, c_uint, c_void};
 use super::{
     Burst, BurstModeGet, DescriptorStatus, DevInfosGet, DevOp, FwVersionGet, GetMonitorAddr,
     LinkUpdate, MacAddrSet, MtuSet, PrivDump, QueueOp, QueueRelease, RxQueueSetup, RxqInfoGet,
-    TxDoneCleanup, TxQueueSetup, TxqInfoGet, Unused, VlanOffloadSet, XstatsGet, XstatsGetNames,
-    rte_device, rte_eth_dev_data,
+    TxDoneCleanup, TxQueueCount, TxQueueSetup, TxqInfoGet, Unused, VlanOffloadSet, XstatsGet,
+    XstatsGetNames, rte_device, rte_eth_dev_data,
 };
 use crate::dpdk::sys::{rte_eth_conf, rte_eth_dev_info, rte_eth_stats, rte_intr_handle};
 /// `stats_get`: the queues' counters have their own struct, null when only totals are wanted.
@@ -41,7 +41,7 @@ pub struct rte_eth_dev {
     pub tx_pkt_prepare: Burst,
     pub rx_queue_count: RxQueueCount,
     pub rx_descriptor_status: DescriptorStatus,
-    pub tx_queue_count: Unused,
+    pub tx_queue_count: TxQueueCount,
     pub tx_descriptor_status: DescriptorStatus,
     pub recycle_tx_mbufs_reuse: Unused,
     pub recycle_rx_descriptors_refill: Unused,

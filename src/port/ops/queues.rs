@@ -416,3 +416,17 @@ pub(in crate::port) unsafe extern "C" fn tx_descriptor_status(
         }
     })
 }
+
+/// Places of the ring that cannot be sent to: the driver gave no buffer there.
+///
+/// # Safety
+///
+/// Called by ethdev, with what tx queue setup stored.
+#[cfg(not(dpdk_22_11))]
+pub(in crate::port) unsafe extern "C" fn tx_queue_count(queue: *mut c_void) -> c_int {
+    guard::catch(-libc::EFAULT, || {
+        // SAFETY: what tx queue setup stored (caller).
+        let queue = unsafe { TxQueue::from_ptr(queue) };
+        queue.map_or(-libc::EINVAL, |queue| queue.vring().without_buffer().into())
+    })
+}

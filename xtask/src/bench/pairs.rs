@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::command::interrupted;
 use crate::common::{Backend, Driver, Frontend, Lab, Outcome, PortStats, Testpmd, pair};
-use crate::demo::{built_driver, serves};
-use crate::{number_option, setup};
+use crate::demo::serves;
+
+use super::statistics::Summary;
 
 /// A way to keep the pair busy, and what to count at the backend.
 struct Case {
@@ -42,33 +43,34 @@ const CASES: [Case; 4] = [
     },
 ];
 
+const SECONDS: u32 = 2;
+
 /// Measures and prints medians in Mpps.
-pub(crate) fn bench(args: &[String]) -> Outcome {
-    let rounds = number_option(args, "--rounds", 5)?;
-    let seconds = number_option(args, "--seconds", 2)?;
-    setup::machine()?;
-    let ours = built_driver()?;
+pub(super) fn pairs(ours: &Driver, base: &Driver, rounds: u32) -> Outcome {
+    let seconds = SECONDS;
     println!(
         "\n{rounds} rounds of {seconds} s, drivers in turn; median (lowest to highest) in Mpps"
     );
-    println!("{:<30} {:>22} {:>22} {:>7}", "", "ours", "stock", "ratio");
+    println!("{:<30} {:>22} {:>22} {:>7}", "", "ours", "base", "ratio");
     for case in &CASES {
-        let (mut of_ours, mut of_stock) = (Vec::new(), Vec::new());
+        let (mut of_ours, mut of_base) = (Vec::new(), Vec::new());
         for round in 0..rounds {
             // Whatever drifts must not always meet the same driver first.
             for second in [false, true] {
                 let is_ours = second == (round % 2 == 1);
-                let driver = if is_ours { &ours } else { &Driver::Stock };
+                let driver = if is_ours { ours } else { base };
                 let rate = measure(case, driver, seconds)?;
-                if is_ours { &mut of_ours } else { &mut of_stock }.push(rate);
+                if is_ours { &mut of_ours } else { &mut of_base }.push(rate);
             }
         }
-        let ratio = median(&mut of_ours) / median(&mut of_stock);
+        let summary = |rates: &[f64]| Summary::new(0.0, rates).ok_or("nothing was measured");
+        let (of_ours, of_base) = (summary(&of_ours)?, summary(&of_base)?);
         println!(
-            "{:<30} {:>22} {:>22} {ratio:>7.2}",
+            "{:<30} {:>22} {:>22} {:>7.2}",
             case.name,
-            spread(&mut of_ours),
-            spread(&mut of_stock)
+            spread(&of_ours),
+            spread(&of_base),
+            of_ours.median / of_base.median
         );
     }
     Ok(())
@@ -109,17 +111,12 @@ fn run_all(testpmd: &mut Testpmd, commands: &[&str]) -> Outcome {
         .try_for_each(|command| testpmd.run(command).map(|_| ()))
 }
 
-fn median(rates: &mut [f64]) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    let middle = rates.len() / 2;
-    match rates.len() % 2 {
-        0 => (rates[middle - 1] + rates[middle]) / 2.0,
-        _ => rates[middle],
-    }
-}
-
-fn spread(rates: &mut [f64]) -> String {
-    let median = median(rates);
-    let (lowest, highest) = (rates[0], rates[rates.len() - 1]);
+fn spread(rates: &Summary) -> String {
+    let Summary {
+        median,
+        lowest,
+        highest,
+        ..
+    } = rates;
     format!("{median:.2} ({lowest:.2} to {highest:.2})")
 }
