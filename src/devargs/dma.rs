@@ -6,6 +6,7 @@
 //! entry   = ("txq" | "rxq") ( N | N "-" M | "*" ) "@" engine { "+" engine }
 //! engine  = [ ("dmadev" | "ioat" | "dsa" | "wq" | "sw") ":" ] name [ "#" vchan ]
 //! ```
+#![forbid(unsafe_code)]
 
 use super::DevargsError;
 

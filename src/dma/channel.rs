@@ -5,7 +5,6 @@
 //! a dead engine did not report are done by the CPU, as soon as it is sure that the engine does not
 //! write any more.
 
-use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -18,7 +17,7 @@ use crate::log::PORT;
 /// An engine may halt so often...
 const RECOVERIES: usize = 3;
 /// ...in this time.
-const RECOVERY_PERIOD: Duration = Duration::from_secs(10);
+const RECOVERY_PERIOD_MS: u64 = 10_000;
 /// An engine that reports nothing for so long has stopped.
 pub const PATIENCE: Duration = Duration::from_millis(100);
 /// How often a burst looks for the lock of an engine before it does without.
@@ -37,7 +36,9 @@ struct Copying {
 #[derive(Debug)]
 struct Copies {
     all: Box<[Copying]>,
-    free: Vec<u16>,
+    /// Numbers that are free: the first `left`.
+    free: Box<[u16]>,
+    left: usize,
     serial: u32,
     reported: u64,
 }
@@ -48,17 +49,28 @@ impl Copies {
         Self {
             all: vec![Copying::default(); most.into()].into(),
             free: (0..most).rev().collect(),
+            left: most.into(),
             serial: 0,
             reported: 0,
         }
     }
 
     fn outstanding(&self) -> usize {
-        self.all.len() - self.free.len()
+        self.all.len() - self.left
+    }
+
+    /// Puts a number back on the list, on which it was before: there is room.
+    fn release(free: &mut [u16], left: &mut usize, number: u16) {
+        if let Some(place) = free.get_mut(*left) {
+            *place = number;
+            *left += 1;
+        }
     }
 
     fn add(&mut self, user: u32, place: u16) -> Option<Tag> {
-        let number = self.free.pop()?;
+        let last = self.left.checked_sub(1)?;
+        let number = *self.free.get(last)?;
+        self.left = last;
         self.serial = self.serial.wrapping_add(1);
         *self.all.get_mut(usize::from(number))? = Copying {
             serial: self.serial,
@@ -74,14 +86,15 @@ impl Copies {
 
     /// The copy of `tag`, once.
     fn take(&mut self, tag: Tag) -> Option<Copying> {
-        let copy = self.all.get_mut(usize::from(tag.place))?;
-        if !copy.live || copy.serial != tag.serial {
+        let place = self.all.get_mut(usize::from(tag.place))?;
+        if !place.live || place.serial != tag.serial {
             return None;
         }
-        copy.live = false;
-        self.free.push(tag.place);
+        place.live = false;
+        let copy = *place;
+        Self::release(&mut self.free, &mut self.left, tag.place);
         self.reported = self.reported.wrapping_add(1);
-        Some(*copy)
+        Some(copy)
     }
 
     fn has(&self, user: u32) -> bool {
@@ -89,14 +102,14 @@ impl Copies {
         self.outstanding() != 0 && self.all.iter().any(busy)
     }
 
-    /// All copies that are left.
-    fn take_all(&mut self) -> Vec<Copying> {
-        let live = self.all.iter_mut().filter(|copy| copy.live);
-        live.map(|copy| {
-            copy.live = false;
-            *copy
-        })
-        .collect()
+    /// Ends all copies that are left, each with `end`.
+    fn end_all(&mut self, mut end: impl FnMut(Copying)) {
+        for (number, copy) in (0..).zip(&mut self.all) {
+            if std::mem::replace(&mut copy.live, false) {
+                Self::release(&mut self.free, &mut self.left, number);
+                end(*copy);
+            }
+        }
     }
 }
 
@@ -114,7 +127,10 @@ struct Inner {
     engine: ManuallyDrop<Box<dyn Engine>>,
     copies: Copies,
     users: Vec<Option<Arc<Board>>>,
-    recoveries: VecDeque<Instant>,
+    /// Milliseconds since the beginning, as the watchdog told it last: bursts do not ask for it.
+    clock: u64,
+    /// The last ones.
+    recoveries: [Option<u64>; RECOVERIES],
     /// Reports when the watchdog looked last, and since when there were no others.
     watched: Option<(u64, Instant)>,
     /// The watchdog rang the doorbell again.
@@ -145,11 +161,12 @@ impl Inner {
         };
         log::error!(target: PORT, "engine {name} is dead: {why}; {left} copies were under way; {rest}");
         if halted == Halted::Proven {
-            for copy in self.copies.take_all() {
-                if let Some(Some(board)) = self.users.get(copy.user as usize) {
+            let users = &self.users;
+            self.copies.end_all(|copy| {
+                if let Some(Some(board)) = users.get(copy.user as usize) {
                     board.give_up(copy.place);
                 }
-            }
+            });
         }
         self.boards().for_each(Board::died);
         halted
@@ -177,20 +194,24 @@ impl Inner {
         }
         match health {
             Health::Running => None,
-            Health::Halted => self.recover(Instant::now()),
+            Health::Halted => self.recover(),
             Health::Dead => Some("it does not answer, or makes no sense"),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn recover(&mut self, now: Instant) -> Option<&'static str> {
-        let recent = |then: &Instant| now.duration_since(*then) < RECOVERY_PERIOD;
-        self.recoveries.retain(recent);
-        if self.recoveries.len() >= RECOVERIES {
+    fn recover(&mut self) -> Option<&'static str> {
+        let now = self.clock;
+        let recent = |then: u64| now.saturating_sub(then) < RECOVERY_PERIOD_MS;
+        let place = self
+            .recoveries
+            .iter_mut()
+            .find(|then| !then.is_some_and(recent));
+        let Some(place) = place else {
             return Some("it halts again and again");
-        }
-        self.recoveries.push_back(now);
+        };
+        *place = Some(now);
         if !self.engine.recover() {
             return Some("it halted and did not go on");
         }
@@ -203,6 +224,7 @@ impl Inner {
 pub struct Channel {
     name: String,
     dead: AtomicBool,
+    born: Instant,
     max_copy: u32,
     inner: Mutex<Inner>,
 }
@@ -219,12 +241,14 @@ impl Channel {
         Self {
             name: name.to_owned(),
             dead: AtomicBool::new(false),
+            born: Instant::now(),
             max_copy: engine.max_copy().max(1),
             inner: Mutex::new(Inner {
                 copies: Copies::new(engine.room()),
                 engine: ManuallyDrop::new(engine),
                 users: Vec::new(),
-                recoveries: VecDeque::new(),
+                clock: 0,
+                recoveries: [None; RECOVERIES],
                 watched: None,
                 nudged: false,
                 mappings: Vec::new(),
@@ -309,7 +333,7 @@ impl Channel {
         if inner.halted.is_some() {
             return None;
         }
-        let room = inner.engine.room().min(inner.copies.free.len());
+        let room = inner.engine.room().min(inner.copies.left);
         Some(Burst {
             inner,
             user,
@@ -366,6 +390,8 @@ impl Channel {
         let Some(mut inner) = self.lock_soon(1) else {
             return;
         };
+        let age = now.saturating_duration_since(self.born);
+        inner.clock = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         if inner.copies.outstanding() == 0 {
             inner.watched = None;
             return;
@@ -403,7 +429,7 @@ impl Channel {
     fn wake(&self, inner: &mut Inner) {
         let why = match inner.engine.nudge() {
             Health::Running => None,
-            Health::Halted => inner.recover(Instant::now()),
+            Health::Halted => inner.recover(),
             Health::Dead => Some("it does not answer, or makes no sense"),
         };
         if let Some(why) = why {
