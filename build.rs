@@ -143,26 +143,28 @@ mod dpdk {
         }
     }
 
-    const TYPES: [&str; 6] = [
+    const TYPES: [&str; 7] = [
         "rte_mempool|rte_mempool_cache|rte_mempool_ops|rte_mempool_ops_table",
         "rte_pktmbuf_pool_private|rte_mbuf_ext_shared_info",
         "rte_eth_(conf|stats|xstat|xstat_name|dev_info|rxconf|txconf|rxq_info|txq_info|burst_mode)",
         "rte_eth_event_type|rte_power_monitor_cond|rte_ether_addr|rte_epoll_event|rte_devargs",
         "rte_proc_type_t|rte_intr_handle|rte_intr_handle_type|rte_net_hdr_lens",
         "rte_thread_t",
+        "rte_memseg|rte_memseg_list|rte_iova_mode",
     ];
 
-    const FUNCTIONS: [&str; 9] = [
+    const FUNCTIONS: [&str; 10] = [
         "rte_eth_dev_(is_valid_port|get_port_by_name|socket_id)",
         "rte_pktmbuf_free_bulk|rte_mbuf_dynflag_register",
         "rte_zmalloc_socket|rte_malloc_socket|rte_free|rte_malloc_virt2iova|rte_mem_virt2iova",
         "rte_log|rte_log_register_type_and_pick_level|rte_log_can_log",
-        "rte_eal_process_type|rte_socket_id|rte_version|rte_vect_get_max_simd_bitwidth|\
-         rte_eal_iova_mode",
+        "rte_eal_process_type|rte_socket_id|rte_version|rte_vect_get_max_simd_bitwidth",
         "rte_ctrl_thread_create|rte_thread_create_control|rte_thread_join",
         "rte_intr_(instance_(alloc|free)|type_set|fd_set|vec_list_(alloc|free|index_set)|\
          efds_index_set|nb_efd_set|max_intr_set|efd_counter_size_set)",
         "rte_net_get_ptype",
+        "rte_vfio_(setup_device|release_device|container_dma_(map|unmap))|rte_eal_iova_mode|\
+         rte_mem_virt2memseg(_list)?",
         "rte_telemetry_register_cmd|rte_tel_data_.*",
     ];
 

@@ -383,6 +383,27 @@ calls_without_event_index(void)
 	guest_close(&guest);
 }
 
+/* A frontend that polls and whose driver forgets to say so. */
+static void
+calls_without_a_descriptor(void)
+{
+	const char *const errors = "rx_q0_guest_notifications_error";
+
+	if (beyond_stock())
+		return;
+	REQUIRE(guest_open(&guest, &(struct guest_options){0}), "no guest");
+	CHECK(frontend_ask_u64(&guest.frontend, SET_VRING_CALL, TO_HOST_RING | VRING_NO_FD) == 0,
+	      "not taken");
+	for (uint16_t flags = 0; flags < 2; flags++) {
+		guest.to_host->available->flags = flags;
+		guest_offer_frame(&guest, 0, DATA_GPA, FRAME, ++seed);
+		expect_host_receives(FRAME, 0);
+		CHECK(xstat(guest.port, errors) == 1, "%" PRIu64 " errors",
+		      xstat(guest.port, errors));
+	}
+	guest_close(&guest);
+}
+
 static void
 calls_with_event_index(void)
 {
@@ -481,6 +502,7 @@ main(void)
 	run_case("a frame goes into an indirect table", indirect_buffers, 10);
 	run_case("without VERSION_1 the header has 10 bytes", short_header_without_version_1, 10);
 	run_case("one call for each burst", calls_without_event_index, 10);
+	run_case("a call that cannot be made is counted", calls_without_a_descriptor, 10);
 	run_case("the event index decides about calls", calls_with_event_index, 10);
 	run_case("the event index wraps", event_index_wraps, 15);
 	run_case("a ring starts and ends at its base", ring_starts_in_the_middle, 10);

@@ -378,6 +378,12 @@ ring_used_event(struct ring *ring)
 	return &ring->available->heads[ring->size];
 }
 
+volatile const uint16_t *
+ring_avail_event(const struct ring *ring)
+{
+	return (volatile const uint16_t *)&ring->used->entries[ring->size];
+}
+
 uint64_t
 ring_calls(struct ring *ring)
 {

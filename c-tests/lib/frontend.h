@@ -177,6 +177,7 @@ void ring_offer(struct ring *ring, uint16_t head);
 bool ring_take(struct ring *ring, struct used_entry *entry);
 /* Event index words: the driver's wish, and the device's. */
 volatile uint16_t *ring_used_event(struct ring *ring);
+volatile const uint16_t *ring_avail_event(const struct ring *ring);
 /* Reads and clears the call's counter: how often the backend called. */
 uint64_t ring_calls(struct ring *ring);
 

@@ -7,14 +7,25 @@ use std::mem::MaybeUninit;
 
 use crate::memory::GuestRange;
 
-/// Copies `src` into `room`, cut to the shorter of the two; how many bytes that was.
+/// Copies `src` into `room`, cut to the shorter of the two; what is in `room` then.
 #[inline(always)]
-pub(super) fn copy_in(room: &mut [MaybeUninit<u8>], src: GuestRange<'_>) -> usize {
-    let len = src.len().min(room.len());
+pub(super) fn copy_in<'r>(room: &'r mut [MaybeUninit<u8>], src: GuestRange<'_>) -> &'r [u8] {
+    copy_whole(room, src.first(room.len()))
+}
+
+/// Copies `src` into `room`; what is in `room` then, which is nothing when `src` does not fit.
+#[inline(always)]
+pub(super) fn copy_whole<'r>(room: &'r mut [MaybeUninit<u8>], src: GuestRange<'_>) -> &'r [u8] {
+    let len = src.len();
+    if len > room.len() {
+        return &[];
+    }
+    let start = room.as_mut_ptr().cast::<u8>();
     // SAFETY: `len` bytes are inside both. `room` is exclusively ours and not guest memory, so the
     // two do not overlap.
-    unsafe { copy(room.as_mut_ptr().cast(), src.as_ptr(), len) };
-    len
+    unsafe { copy(start, src.as_ptr(), len) };
+    // SAFETY: just written, and borrowed from `room`.
+    unsafe { std::slice::from_raw_parts(start, len) }
 }
 
 /// Copies `data` to `dst`, cut to the shorter of the two; how many bytes that was.
@@ -61,20 +72,32 @@ pub(super) fn read_header(src: GuestRange<'_>) -> [u8; 10] {
     bytes
 }
 
-/// Writes a header that asks for nothing, with `num_buffers`, in two stores; for a range of at
-/// least 12 bytes.
+/// Writes a header of `HEADER` bytes that asks for nothing, for a packet in one buffer, and `data`
+/// behind it; nothing when both are not as long as `dst`.
 #[inline(always)]
-pub(super) fn write_plain_header_12(dst: GuestRange<'_>, num_buffers: u16) {
-    if dst.len() < 12 {
+pub(super) fn copy_behind_header<const HEADER: usize>(dst: GuestRange<'_>, data: &[u8]) {
+    const { assert!(HEADER == 10 || HEADER == 12) };
+    if dst.len() != HEADER + data.len() {
         return;
     }
-    let tail = u32::from(num_buffers) << 16;
-    // SAFETY: 12 bytes are inside the range (above).
-    unsafe { dst.as_ptr().cast::<u64>().write_unaligned(0) };
+    let start = dst.as_ptr();
+    // SAFETY: the header is inside the range (above).
+    unsafe { start.cast::<u64>().write_unaligned(0) };
     // SAFETY: as above.
-    let at = unsafe { dst.as_ptr().add(8) };
-    // SAFETY: as above; 4 bytes are left.
-    unsafe { at.cast::<u32>().write_unaligned(tail.to_le()) };
+    let tail = unsafe { start.add(8) };
+    if HEADER == 12 {
+        let num_buffers = 1_u32 << 16;
+        // SAFETY: as above; 4 bytes are left of it.
+        unsafe { tail.cast::<u32>().write_unaligned(num_buffers.to_le()) };
+    } else {
+        // SAFETY: as above; 2 bytes are left of it.
+        unsafe { tail.cast::<u16>().write_unaligned(0) };
+    }
+    // SAFETY: inside the range.
+    let behind = unsafe { start.add(HEADER) };
+    // SAFETY: `data.len()` bytes of the range are left. `data` is packet memory that nobody writes
+    // during the burst, so it is not guest memory that we write.
+    unsafe { copy(behind, data.as_ptr(), data.len()) };
 }
 
 /// `len` bytes. Short copies in line, since a call costs more than they do; long ones by libc, which
@@ -87,7 +110,7 @@ pub(super) fn write_plain_header_12(dst: GuestRange<'_>, num_buffers: u16) {
 unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
     if len > 256 {
         // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
+        unsafe { copy_long(dst, src, len) };
     } else if len >= 64 {
         let mut at = 0;
         // The last 64 bytes go by themselves and may overlap the turn before.
@@ -113,6 +136,19 @@ unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
             unsafe { copy_block::<1>(dst, src, at) };
         }
     }
+}
+
+/// `len` bytes by libc. "Cold", so that what the loops around keep in registers is saved here and not
+/// on the way of short copies.
+///
+/// # Safety
+///
+/// As for [`copy`].
+#[cold]
+#[inline(never)]
+unsafe fn copy_long(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
 }
 
 /// `N` bytes at offset `at`.
@@ -154,38 +190,23 @@ impl<T: Copy, const N: usize> Room<T, N> {
     pub(super) fn new() -> Self {
         Self([const { MaybeUninit::uninit() }; N])
     }
-}
 
-/// A list in a [`Room`]: apart from it, so that its length stays in a register.
-pub(super) struct Slots<'r, T> {
-    items: &'r mut [MaybeUninit<T>],
-    len: usize,
-}
-
-impl<'r, T: Copy> Slots<'r, T> {
-    /// An empty list.
+    /// What `make` makes of each of `from` and its number, until it gives nothing or there is no
+    /// more room.
     #[inline(always)]
-    pub(super) fn new<const N: usize>(room: &'r mut Room<T, N>) -> Self {
-        Self {
-            items: &mut room.0,
-            len: 0,
-        }
-    }
-
-    /// Appends `item`; nothing when the list is full.
-    #[inline(always)]
-    pub(super) fn push(&mut self, item: T) {
-        if let Some(slot) = self.items.get_mut(self.len) {
+    pub(super) fn fill<S>(
+        &mut self,
+        from: impl IntoIterator<Item = S>,
+        mut make: impl FnMut(usize, S) -> Option<T>,
+    ) -> &[T] {
+        let mut len = 0;
+        for (slot, from) in self.0.iter_mut().zip(from) {
+            let Some(item) = make(len, from) else { break };
             slot.write(item);
-            self.len += 1;
+            len += 1;
         }
-    }
-
-    /// The items.
-    #[inline(always)]
-    pub(super) fn as_slice(&self) -> &[T] {
-        // SAFETY: the first `len` items were written by `push`, which never goes past the room.
-        unsafe { std::slice::from_raw_parts(self.items.as_ptr().cast(), self.len) }
+        // SAFETY: the first `len` items were just written, and there is room for them.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), len) }
     }
 }
 

@@ -26,7 +26,7 @@ pub struct QueueCounters {
     pub missed: AtomicU64,
     /// Calls made to the driver.
     pub guest_notifications: AtomicU64,
-    /// Calls that failed.
+    /// Calls that failed, or that the driver wanted without a way to make them.
     pub guest_notifications_error: AtomicU64,
     /// Packet buffers that could not be allocated.
     pub mbuf_alloc_failed: AtomicU64,
@@ -87,77 +87,66 @@ pub fn add(counter: &AtomicU64, count: u64) {
     counter.store(sum, Ordering::Relaxed);
 }
 
-/// What one burst counts, added to [`QueueCounters`] once at its end.
-#[derive(Debug, Default)]
-pub struct Tally {
+/// What one burst counts of the packets that it moves. Their number and the sum of their bytes reach
+/// the counters once, at the end; what depends on the packet is counted where it belongs.
+#[derive(Debug)]
+pub struct Tally<'c> {
+    counters: &'c QueueCounters,
     packets: u64,
     bytes: u64,
-    multicast: u64,
-    broadcast: u64,
-    sizes: [u64; SIZE_BINS],
 }
 
-impl Tally {
+impl<'c> Tally<'c> {
+    /// Nothing yet.
+    #[inline(always)]
+    pub fn new(counters: &'c QueueCounters) -> Self {
+        Self {
+            counters,
+            packets: 0,
+            bytes: 0,
+        }
+    }
+
     /// Counts a packet of `len` bytes that begins with `data`.
     #[inline(always)]
     pub fn add(&mut self, len: u32, data: &[u8]) {
         self.packets += 1;
         self.bytes += u64::from(len);
-        let bin = size_bin(len);
-        if let Some(size) = self.sizes.get_mut(bin) {
-            *size += 1;
+        if let Some(size) = self.counters.sizes.get(size_bin(len) % SIZE_BINS) {
+            add(size, 1);
         }
         if data.first().is_some_and(|first| first & 1 != 0) {
-            self.add_group(data);
+            add_group(self.counters, data);
         }
     }
 
-    #[inline(never)]
-    fn add_group(&mut self, data: &[u8]) {
-        if data.starts_with(&[0xff; 6]) {
-            self.broadcast += 1;
-        } else {
-            self.multicast += 1;
-        }
-    }
-
-    /// Packets counted so far.
+    /// Adds the sums to the counters.
     #[inline(always)]
-    pub fn packets(&self) -> u64 {
-        self.packets
-    }
-
-    /// Adds all to `counters`.
-    #[inline(always)]
-    pub fn flush(self, counters: &QueueCounters) {
-        if self.packets == 0 {
-            return;
-        }
-        add(&counters.packets, self.packets);
-        add(&counters.bytes, self.bytes);
-        if self.multicast | self.broadcast != 0 {
-            add(&counters.multicast, self.multicast);
-            add(&counters.broadcast, self.broadcast);
-        }
-        for (counter, count) in counters.sizes.iter().zip(self.sizes) {
-            if count != 0 {
-                add(counter, count);
-            }
-        }
+    pub fn flush(self) {
+        add(&self.counters.packets, self.packets);
+        add(&self.counters.bytes, self.bytes);
     }
 }
 
-/// The size class of a packet.
+/// Apart from the tally, which then stays in registers. Not cold for those who send to a group, but
+/// the way of all others should not make room for it.
+#[cold]
+#[inline(never)]
+fn add_group(counters: &QueueCounters, data: &[u8]) {
+    let group = if data.starts_with(&[0xff; 6]) {
+        &counters.broadcast
+    } else {
+        &counters.multicast
+    };
+    add(group, 1);
+}
+
+/// The size class of a packet, without a branch that packets of many sizes would mislead.
 #[inline(always)]
 fn size_bin(len: u32) -> usize {
-    if len <= 64 {
-        usize::from(len == 64)
-    } else if len > 1518 {
-        7
-    } else {
-        // 65 to 127 is the second class, and each doubling is one more.
-        len.ilog2() as usize - 4
-    }
+    // 65 to 127 is the second class, and each doubling is one more.
+    let bin = ((len | 32).ilog2() - 4 - u32::from(len <= 64)) as usize;
+    if len > 1518 { SIZE_BINS - 1 } else { bin }
 }
 
 #[cfg(test)]
@@ -190,13 +179,13 @@ mod tests {
 
     #[test]
     fn group_and_broadcast_addresses_are_told_apart() {
-        let mut tally = Tally::default();
+        let counters = QueueCounters::default();
+        let mut tally = Tally::new(&counters);
         tally.add(64, &[0xff; 64]);
         tally.add(64, &[1, 0, 0x5e, 0, 0, 1]);
         tally.add(64, &[2, 0, 0, 0, 0, 1]);
         tally.add(1, &[0xff]);
-        let counters = QueueCounters::default();
-        tally.flush(&counters);
+        tally.flush();
         assert_eq!(counters.broadcast.load(Ordering::Relaxed), 1);
         assert_eq!(counters.multicast.load(Ordering::Relaxed), 2);
         assert_eq!(counters.packets.load(Ordering::Relaxed), 4);

@@ -1,13 +1,13 @@
 //! Guest to host: chains that the driver transmits become packets.
 #![forbid(unsafe_code)]
 
-use super::copy::{Room, Slots, copy_in, copy_piece, read_header};
+use super::copy::{Room, copy_in, copy_piece, copy_whole, read_header};
 use super::counters::add;
 use super::offload::take_up;
 use super::{
     IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange, Space, Translate};
+use crate::memory::{Cursor, GuestRange, MemoryTable, Space, Translate};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
     Chain, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
@@ -17,11 +17,24 @@ use crate::virtqueue::{
 /// headers; more would only let a guest drain the pool with one chain.
 const MAX_FRAME: u64 = 256 * 1024;
 
-/// A packet in guest memory, header and bytes, ready to be copied.
+/// A packet in guest memory, ready to be copied.
 #[derive(Clone, Copy)]
 struct Source<'m> {
+    /// Its bytes; before them its header where drivers may ask for something in it.
     buffer: GuestRange<'m>,
     id: u16,
+}
+
+impl<'m> Source<'m> {
+    /// The bytes of the packet.
+    #[inline(always)]
+    fn data<const F: u32>(self) -> GuestRange<'m> {
+        if F & OFFLOADS != 0 {
+            self.buffer.after(header_len(F))
+        } else {
+            self.buffer
+        }
+    }
 }
 
 /// What the general body found at the front of the ring.
@@ -32,6 +45,16 @@ enum Look {
     Frame(Walked),
     /// A chain that holds no frame; counted, to be given back unused.
     Dropped { id: u16, slots: u16 },
+}
+
+/// What came of a chain in the general body.
+enum Outcome {
+    /// A packet, in the first place of those that it could have.
+    Received,
+    /// The chain went back unused.
+    Dropped,
+    /// The burst ends here: nothing waits, or the pool is dry.
+    End,
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
@@ -51,51 +74,46 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    if ring.available(1) == 0 {
-        return 0;
-    }
     let mut cursor = S::cursor(memory);
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(counters);
     let room = pool.room();
-    let longest = if pool.chains() {
-        MAX_FRAME
-    } else {
-        pool.longest_segment() as u64
-    };
     let mut received = 0;
     chain.begin_burst();
-    while received < out.len() && !chain.exhausted() {
-        let run = ring.run(count((out.len() - received).min(PASS)));
-        let wanted = run.slots();
+    while let Some(rest) = out.get_mut(received..)
+        && !rest.is_empty()
+    {
+        let run = ring.run(count(rest.len().min(PASS)));
+        let wanted = usize::from(run.slots());
         let mut slots = Room::<_, PASS>::new();
-        let mut sources = Slots::new(&mut slots);
-        gather::<_, _, F>(run, &mut cursor, room, &mut sources);
-        let sources = sources.as_slice();
+        let sources = slots.fill(0..run.slots(), |_, nth| {
+            gather::<_, _, F>(run, nth, &mut cursor, room)
+        });
         let found = sources.len();
         if let Some(first) = sources.first() {
             if F & IN_ORDER == 0 {
                 run.prefetch_used(count(found));
             }
-            let packets = out.get_mut(received..received + found).unwrap_or_default();
+            let Some(packets) = rest.get_mut(..found) else {
+                break;
+            };
             if !pool.allocate(packets) {
                 add(&counters.mbuf_alloc_failed, found as u64);
                 break;
             }
-            for (source, packet) in sources.iter().zip(packets) {
-                let data = source.buffer.after(header_len(F));
-                let len = copy_in(pool.space(packet), data);
-                #[allow(
-                    clippy::cast_possible_truncation,
-                    reason = "`gather` took only what a descriptor's 32-bit length covers"
-                )]
-                let len = len as u32;
-                pool.finish(packet, len);
-                tally.add(len, packet.plain().unwrap_or_default());
+            for (nth, (source, place)) in sources.iter().zip(packets).enumerate() {
+                let mut packet = *place;
+                let data = copy_whole(pool.space(&mut packet), source.data::<F>());
+                let len = narrow(data.len());
+                tally.add(len, data);
+                pool.finish(&mut packet, len);
                 if F & OFFLOADS != 0 {
                     let header = Header::from_bytes(read_header(source.buffer));
                     if !header.is_plain() {
-                        take_up(pool, packet, header, features);
+                        take_up(pool, &mut packet, header, features);
                     }
+                }
+                if F & IN_ORDER == 0 {
+                    run.put_used(count(nth), source.id, 0);
                 }
             }
             if F & IN_ORDER != 0 {
@@ -103,108 +121,136 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
                 ring.push_batch(last.id, count(found));
                 ring.take(count(found));
             } else {
-                for (nth, source) in (0..).zip(sources).skip(1) {
-                    run.put_used(nth, source.id, 0);
-                }
                 ring.end_run(count(found), first.id, 0);
             }
             received += found;
         }
-        if found == usize::from(wanted) {
-            if found == 0 {
-                break;
-            }
+        if found == wanted && found != 0 {
             continue;
         }
-
         if ring.available(1) == 0 {
             // A packed ring tells only now that it is empty.
             break;
         }
-        let walked = match look::<R, _, F>(ring, chain, &mut cursor, longest, counters) {
-            Look::Nothing => break,
-            Look::Dropped { id, slots } => {
-                give_back::<R, F>(ring, id, slots);
-                continue;
-            }
-            Look::Frame(walked) => walked,
-        };
-        let Some(packet) = out.get_mut(received) else {
-            break;
-        };
-        if !pool.allocate(std::slice::from_mut(packet)) {
-            add(&counters.mbuf_alloc_failed, 1);
+        let rest = out.get_mut(received..).unwrap_or_default();
+        match dequeue_chain::<R, S, P, F>(ring, memory, chain, pool, rest, (features, counters)) {
+            Outcome::Received => received += 1,
+            Outcome::Dropped => {}
+            Outcome::End => break,
+        }
+        if chain.exhausted() {
             break;
         }
-        let len = walked.bytes - header_len(F) as u64;
-        let large = if len > room as u64 {
-            copy_large::<P, F>(chain, cursor.memory(), pool, packet, len)
-        } else {
-            None
-        };
-        if large.is_none() && len > room as u64 && !pool.chains() {
-            // No large buffer is left. Others behind it may fit, and if all buffers lie in a ring
-            // that only more packets move on, it would wait for itself.
-            pool.finish(packet, 0);
-            pool.release(std::slice::from_ref(packet));
-            add(&counters.mbuf_alloc_failed, 1);
-            add(&counters.drop_no_mbuf, 1);
-            give_back::<R, F>(ring, walked.id, walked.slots);
-            continue;
-        }
-        let header = match large {
-            Some(header) => Some(header),
-            None => copy_frame::<P, F>(chain, cursor.memory(), pool, packet),
-        };
-        give_back::<R, F>(ring, walked.id, walked.slots);
-        let Some(header) = header else {
-            // The pool is dry; another long frame would be copied in vain too.
-            add(&counters.mbuf_alloc_failed, 1);
-            add(&counters.drop_no_mbuf, 1);
-            break;
-        };
-        tally.add(packet.len(), packet.segments().next().unwrap_or_default());
-        if F & OFFLOADS != 0 && !header.is_plain() {
-            take_up(pool, packet, header, features);
-        }
-        received += 1;
     }
     publish(ring, notifier, counters);
-    tally.flush(counters);
+    tally.flush();
     received
 }
 
-/// First pass of the short body: the packets at the front of the ring that are one descriptor, lie
-/// in one region and fit one buffer.
+/// First pass of the short body: the packet at the `nth` slot, when it is one descriptor, lies in one
+/// region and fits one buffer.
 #[inline(always)]
 fn gather<'m, R: Run, T: Translate<'m>, const F: u32>(
     run: R,
+    nth: u16,
     cursor: &mut T,
     room: usize,
-    sources: &mut Slots<'_, Source<'m>>,
-) {
+) -> Option<Source<'m>> {
+    let (descriptor, id) = run.peek(nth)?;
     let header = header_len(F);
-    for nth in 0..run.slots() {
-        let Some((descriptor, id)) = run.peek(nth) else {
-            break;
-        };
-        let len = descriptor.len as usize;
-        // Also false when the descriptor is no longer than the header: the difference wraps.
-        let fits = len.wrapping_sub(header + 1) < room;
-        if descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT) != 0 || !fits {
-            break;
-        }
-        let Some(buffer) = cursor.whole(descriptor.addr, len) else {
-            break;
-        };
-        // In a DPDK guest the header ends a line and the data begins the next one.
-        buffer.prefetch(header);
-        buffer.prefetch(header + 64);
-        if F & OFFLOADS != 0 {
-            buffer.prefetch(0);
-        }
-        sources.push(Source { buffer, id });
+    let len = descriptor.len as usize;
+    let chained = descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT) != 0;
+    if chained || len <= header || len - header > room {
+        return None;
     }
+    let buffer = cursor.whole(descriptor.addr, len)?;
+    let data = buffer.after(header);
+    // In a DPDK guest the header ends a line and the data begins the next one.
+    data.prefetch(0);
+    data.prefetch(64);
+    if F & OFFLOADS != 0 {
+        buffer.prefetch(0);
+    }
+    let buffer = if F & OFFLOADS != 0 { buffer } else { data };
+    Some(Source { buffer, id })
+}
+
+/// A length that the 32 bits of a descriptor cover, or within a frame.
+#[inline(always)]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the bodies take only what a descriptor's length covers, or a frame"
+)]
+fn narrow(len: usize) -> u32 {
+    len as u32
+}
+
+/// The general body: the chain at the front of the ring, whatever it looks like.
+#[inline(never)]
+fn dequeue_chain<R: Ring, S: Space, P: PacketPool, const F: u32>(
+    ring: &mut R,
+    memory: &MemoryTable,
+    chain: &mut Chain,
+    pool: &mut P,
+    out: &mut [P::Packet],
+    (features, counters): (u64, &QueueCounters),
+) -> Outcome {
+    let mut cursor = S::cursor(memory);
+    let room = pool.room() as u64;
+    let longest = if pool.chains() {
+        MAX_FRAME
+    } else {
+        pool.longest_segment() as u64
+    };
+    let walked = match look::<R, _, F>(ring, chain, &mut cursor, longest, counters) {
+        Look::Nothing => return Outcome::End,
+        Look::Dropped { id, slots } => {
+            give_back::<R, F>(ring, id, slots);
+            return Outcome::Dropped;
+        }
+        Look::Frame(walked) => walked,
+    };
+    let Some(packet) = out.first_mut() else {
+        return Outcome::End;
+    };
+    if !pool.allocate(std::slice::from_mut(packet)) {
+        add(&counters.mbuf_alloc_failed, 1);
+        return Outcome::End;
+    }
+    let len = walked.bytes - header_len(F) as u64;
+    let large = if len > room {
+        copy_large::<P, F>(chain, cursor.memory(), pool, packet, len)
+    } else {
+        None
+    };
+    if large.is_none() && len > room && !pool.chains() {
+        // No large buffer is left. Others behind it may fit, and if all buffers lie in a ring
+        // that only more packets move on, it would wait for itself.
+        pool.finish(packet, 0);
+        pool.release(std::slice::from_ref(packet));
+        add(&counters.mbuf_alloc_failed, 1);
+        add(&counters.drop_no_mbuf, 1);
+        give_back::<R, F>(ring, walked.id, walked.slots);
+        return Outcome::Dropped;
+    }
+    let header = match large {
+        Some(header) => Some(header),
+        None => copy_frame::<P, F>(chain, cursor.memory(), pool, packet),
+    };
+    give_back::<R, F>(ring, walked.id, walked.slots);
+    let Some(header) = header else {
+        // The pool is dry; another long frame would be copied in vain too.
+        add(&counters.mbuf_alloc_failed, 1);
+        add(&counters.drop_no_mbuf, 1);
+        return Outcome::End;
+    };
+    let mut tally = Tally::new(counters);
+    tally.add(packet.len(), packet.segments().next().unwrap_or_default());
+    tally.flush();
+    if F & OFFLOADS != 0 && !header.is_plain() {
+        take_up(pool, packet, header, features);
+    }
+    Outcome::Received
 }
 
 /// Takes a chain and gives it back; nothing is ever written to it.
@@ -218,7 +264,7 @@ fn give_back<R: Ring, const F: u32>(ring: &mut R, id: u16, slots: u16) {
     ring.take(slots);
 }
 
-/// The general body: walks the chain at the front of the ring, whatever it looks like.
+/// Walks the chain at the front of the ring.
 #[inline(never)]
 fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     ring: &R,
@@ -270,12 +316,11 @@ fn copy_large<P: PacketPool, const F: u32>(
             // It was there in the walk, and the table does not change.
             break;
         };
-        let copied = copy_in(room, header.take::<F>(bytes));
+        let copied = copy_in(room, header.take::<F>(bytes)).len();
         room = room.get_mut(copied..).unwrap_or_default();
         filled += copied;
     }
-    #[allow(clippy::cast_possible_truncation, reason = "a frame ends at MAX_FRAME")]
-    pool.finish_large(packet, filled as u32);
+    pool.finish_large(packet, narrow(filled));
     Some(Header::from_bytes(header.bytes))
 }
 
@@ -359,10 +404,9 @@ impl<T: Packet> Build<T> {
         let copied = copy_in(
             room.get_mut(self.filled as usize..).unwrap_or_default(),
             bytes,
-        );
-        #[allow(clippy::cast_possible_truncation, reason = "a frame ends at MAX_FRAME")]
-        let more = copied as u32;
-        self.filled += more;
+        )
+        .len();
+        self.filled += narrow(copied);
         bytes.after(copied)
     }
 

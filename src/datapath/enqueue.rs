@@ -1,12 +1,12 @@
 //! Host to guest: packets go into the buffers that the driver posted.
 #![forbid(unsafe_code)]
 
-use super::copy::{Room, Slots, copy_out, write_plain_header_12};
+use super::copy::{Room, copy_behind_header, copy_out};
 use super::counters::add;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange, Space, Translate};
+use crate::memory::{Cursor, GuestRange, MemoryTable, Space, Translate};
 use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
@@ -49,88 +49,75 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
     let mut cursor = S::cursor(memory);
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(counters);
     let mut taken = 0;
     chain.begin_burst();
     while let Some(rest) = packets.get(taken..)
         && !rest.is_empty()
-        && !chain.exhausted()
     {
         let run = ring.run(count(rest.len().min(PASS)));
-        let rest = rest.get(..run.slots().into()).unwrap_or_default();
+        let wanted = usize::from(run.slots());
+        let rest = rest.get(..wanted).unwrap_or_default();
         let mut slots = Room::<_, PASS>::new();
-        let mut targets = Slots::new(&mut slots);
-        gather::<_, _, P::Packet, F>(run, &mut cursor, rest, &mut targets);
-        let targets = targets.as_slice();
+        let targets = slots.fill(rest, |nth, packet| {
+            gather::<_, _, P::Packet, F>(run, count(nth), &mut cursor, packet)
+        });
+        let found = targets.len();
         if let Some(first) = targets.first() {
-            run.prefetch_used(count(targets.len()));
-            for (nth, target) in (0..).zip(targets) {
+            run.prefetch_used(count(found));
+            for (nth, target) in targets.iter().enumerate() {
                 put::<F>(target);
                 tally.add(narrow(target.data.len()), target.data);
-                if nth != 0 {
-                    run.put_used(nth, target.id, used::<F>(target));
-                }
+                run.put_used(count(nth), target.id, used::<F>(target));
             }
-            ring.end_run(count(targets.len()), first.id, used::<F>(first));
-            taken += targets.len();
+            ring.end_run(count(found), first.id, used::<F>(first));
+            taken += found;
         }
-
-        if targets.len() < rest.len() || targets.is_empty() {
-            let Some(&packet) = packets.get(taken) else {
-                break;
-            };
-            match enqueue_chains::<R, _, P::Packet, F>(
-                ring,
-                chain,
-                &mut cursor,
-                (packet, features),
-                &mut tally,
-                counters,
-            ) {
-                Outcome::Sent | Outcome::Dropped => taken += 1,
-                Outcome::NoRoom => break,
-            }
+        if found == wanted && found != 0 {
+            continue;
+        }
+        let Some(&next) = packets.get(taken) else {
+            break;
+        };
+        match enqueue_chains::<R, S, P::Packet, F>(ring, memory, chain, (next, features), counters)
+        {
+            Outcome::Sent | Outcome::Dropped => taken += 1,
+            Outcome::NoRoom => break,
+        }
+        if chain.exhausted() {
+            break;
         }
     }
     publish(ring, notifier, counters);
-    tally.flush(counters);
+    tally.flush();
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
 }
 
-/// First pass of the short body: packets of one segment that ask for nothing, each with the buffer
-/// at its turn, which is one descriptor, lies in one region and is large enough.
+/// First pass of the short body: a packet of one segment that asks for nothing, with the buffer at
+/// its turn, when that is one descriptor, lies in one region and is large enough.
 #[inline(always)]
 fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
     run: R,
+    nth: u16,
     cursor: &mut A,
-    packets: &'p [T],
-    targets: &mut Slots<'_, Target<'m, 'p>>,
-) {
+    packet: &'p T,
+) -> Option<Target<'m, 'p>> {
     let header = header_len(F);
-    for (nth, packet) in packets.iter().enumerate() {
-        let Some(data) = packet.plain() else {
-            break;
-        };
-        let Some((descriptor, id)) = run.peek(count(nth)) else {
-            break;
-        };
-        let kind =
-            descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE);
-        let len = header + data.len();
-        if kind != VRING_DESC_F_WRITE || len > descriptor.len as usize {
-            break;
-        }
-        let Some(buffer) = cursor.whole(descriptor.addr, len) else {
-            break;
-        };
-        // All lines of the burst are asked for before the first is written: stores that miss do
-        // not overlap by themselves. More than the header's line and two of data gain nothing.
-        buffer.prefetch_for_write(0);
-        buffer.prefetch_for_write(header);
-        buffer.prefetch_for_write(header + 64);
-        targets.push(Target { buffer, data, id });
+    let data = packet.plain()?;
+    let (descriptor, id) = run.peek(nth)?;
+    let kind = descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE);
+    let len = header + data.len();
+    if kind != VRING_DESC_F_WRITE || len > descriptor.len as usize {
+        return None;
     }
+    let buffer = cursor.whole(descriptor.addr, len)?;
+    // All lines of the burst are asked for before the first is written: stores that miss do not
+    // overlap by themselves. More than three lines gain nothing.
+    buffer.prefetch_for_write(0);
+    buffer.prefetch_for_write(64);
+    buffer.prefetch_for_write(128);
+    Some(Target { buffer, data, id })
 }
 
 /// What the used descriptor of `target` says: header and data.
@@ -153,23 +140,22 @@ fn narrow(len: usize) -> u32 {
 #[inline(always)]
 fn put<const F: u32>(target: &Target<'_, '_>) {
     if F & HEADER_12 != 0 {
-        write_plain_header_12(target.buffer, 1);
+        copy_behind_header::<12>(target.buffer, target.data);
     } else {
-        copy_out(target.buffer, &[0; 10]);
+        copy_behind_header::<10>(target.buffer, target.data);
     }
-    copy_out(target.buffer.after(header_len(F)), target.data);
 }
 
 /// The general body: any packet, any chains, for a driver with these features.
 #[inline(never)]
-fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
+fn enqueue_chains<R: Ring, S: Space, T: Packet, const F: u32>(
     ring: &mut R,
+    memory: &MemoryTable,
     chain: &mut Chain,
-    cursor: &mut A,
     (packet, features): (T, u64),
-    tally: &mut Tally,
     counters: &QueueCounters,
 ) -> Outcome {
+    let mut cursor = S::cursor(memory);
     let available = ring.available(u16::MAX);
     if available == 0 {
         return Outcome::NoRoom;
@@ -182,7 +168,9 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
     let len = plan.as_ref().map_or(packet.len(), Plan::frame_len);
     let need = u64::from(len) + header as u64;
     let spoilt = |ring: &mut R, chain: Reserved| ring.push_used(chain.id, chain.slots, 0);
-    let slots = match reserve::<R, A, F>(ring, chain, cursor, (available, need), counters, spoilt) {
+    let limits = (available, need);
+    let reserved = reserve::<R, _, F>(ring, chain, &mut cursor, limits, counters, spoilt);
+    let slots = match reserved {
         Ok(slots) => slots,
         Err(outcome) => return outcome,
     };
@@ -215,7 +203,9 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
         ring.push_used(reserved.id, reserved.slots, used);
     }
     ring.take(slots);
+    let mut tally = Tally::new(counters);
     tally.add(len, packet.segments().next().unwrap_or_default());
+    tally.flush();
     Outcome::Sent
 }
 

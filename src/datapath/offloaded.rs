@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::copy::{Room, Slots, copy_out};
+use super::copy::{Room, copy_out};
 use super::enqueue::{Outcome, Scatter, plan, reserve};
 use super::select::select_offloaded;
 use super::underway::Underway;
@@ -239,30 +239,31 @@ fn land<R: Ring, P: Release>(
 ) -> usize {
     let Virtqueue { ring, notifier, .. } = vq;
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(counters);
     let mut redone = 0;
     let mut all = 0;
     while all < most && flight.lands() {
         let mut room = Room::<_, PASS>::new();
-        let mut packets = Slots::new(&mut room);
-        for _ in 0..PASS.min(most - all) {
-            let Some(landed) = flight.land() else { break };
-            for _ in 0..landed.chains {
-                if let Some(chain) = flight.next_chain() {
-                    ring.push_used(chain.id, chain.slots, chain.len);
+        let packets = room.fill(0..PASS.min(most - all), |_, _| {
+            loop {
+                let landed = flight.land()?;
+                for _ in 0..landed.chains {
+                    if let Some(chain) = flight.next_chain() {
+                        ring.push_used(chain.id, chain.slots, chain.len);
+                    }
+                }
+                redone += u64::from(landed.redone);
+                if let Some(Sent { packet, len }) = landed.packet {
+                    tally.add(len, packet.segments().next().unwrap_or_default());
+                    return Some(packet);
                 }
             }
-            redone += u64::from(landed.redone);
-            if let Some(Sent { packet, len }) = landed.packet {
-                tally.add(len, packet.segments().next().unwrap_or_default());
-                packets.push(packet);
-            }
-        }
-        pool.release(packets.as_slice());
-        all += packets.as_slice().len();
+        });
+        pool.release(packets);
+        all += packets.len();
     }
     publish(ring, notifier, counters);
-    tally.flush(counters);
+    tally.flush();
     if redone != 0 {
         add(&counters.dma.redone, redone);
     }

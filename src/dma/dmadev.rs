@@ -6,10 +6,12 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use std::ffi::CString;
+use std::io;
+use std::sync::Arc;
 
 use super::channel::OpenError;
+use super::vfio::{Container, Reach};
 use super::{Addr, Engine, Halted, Health, Outcome, Tag, Transfer};
-use crate::dpdk::eal;
 
 /// The library, of the line of DPDK that this is built for.
 const LIBRARY: &CStr = if cfg!(dpdk_22_11) {
@@ -134,7 +136,7 @@ impl Library {
 }
 
 /// What to open.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Wanted<'n> {
     /// Its name.
     pub name: &'n str,
@@ -144,6 +146,8 @@ pub struct Wanted<'n> {
     pub ring_size: u32,
     /// Its driver's stop is no proof that copies have ended.
     pub stops_in_name_only: bool,
+    /// Where devices reach memory that do not take virtual addresses.
+    pub container: fn() -> Arc<dyn Container>,
 }
 
 /// A dmadev, or one of its channels.
@@ -152,6 +156,8 @@ pub struct Dmadev {
     id: i16,
     vchan: u16,
     object: *const FastPath,
+    /// What it reaches; `None`: it takes virtual addresses.
+    reach: Option<Reach>,
     /// Started here, so stopped here.
     ours: bool,
     stops_in_name_only: bool,
@@ -214,13 +220,6 @@ impl Dmadev {
         if info.capabilities & (MEM_TO_MEM | COPY) != MEM_TO_MEM | COPY {
             return Err(unusable("the dmadev does not copy memory to memory".into()));
         }
-        if info.capabilities & SVA == 0 && !eal::iova_is_va() {
-            return Err(unusable(
-                "the dmadev takes bus addresses, and they are physical ones; start the \
-                 application with --iova-mode=va"
-                    .into(),
-            ));
-        }
         let most = u32::from(info.max_desc.max(1));
         let least = u32::from(info.min_desc).max(2);
         // The largest power of two that the device takes.
@@ -249,6 +248,10 @@ impl Dmadev {
             id,
             vchan: wanted.vchan.unwrap_or(0),
             object,
+            reach: match info.capabilities & SVA {
+                0 => Some(Reach::new((wanted.container)())),
+                _ => None,
+            },
             ours: wanted.vchan.is_none(),
             stops_in_name_only: wanted.stops_in_name_only,
             stopped: None,
@@ -372,7 +375,7 @@ fn check(function: &str, result: c_int) -> Result<(), OpenError> {
     match result {
         0 => Ok(()),
         result => {
-            let error = std::io::Error::from_raw_os_error(result.saturating_abs());
+            let error = io::Error::from_raw_os_error(result.saturating_abs());
             Err(OpenError::Unusable(format!("{function}: {error}")))
         }
     }
@@ -500,8 +503,24 @@ impl Engine for Dmadev {
         }
     }
 
-    fn translate(&self, va: *const u8, _len: u32) -> Option<Addr> {
-        Some(Addr(va.expose_provenance() as u64))
+    fn translate(&self, va: *const u8, len: u32) -> Option<Addr> {
+        match &self.reach {
+            None => Some(Addr(va.expose_provenance() as u64)),
+            Some(reach) => reach.translate(va.addr(), len as usize),
+        }
+    }
+
+    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
+        match &mut self.reach {
+            None => Ok(()),
+            Some(reach) => reach.map(va.addr(), len),
+        }
+    }
+
+    fn unmap(&mut self, va: *const u8, len: usize) {
+        if let Some(reach) = &mut self.reach {
+            reach.unmap(va.addr(), len);
+        }
     }
 
     fn max_copy(&self) -> u32 {

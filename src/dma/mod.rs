@@ -9,6 +9,7 @@ pub mod channel;
 pub mod dmadev;
 mod engines;
 pub mod flight;
+pub mod idxd;
 pub mod ioat;
 pub mod software;
 pub mod vfio;

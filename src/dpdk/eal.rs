@@ -3,30 +3,35 @@
 use core::ffi::{CStr, c_int};
 
 use super::sys::{
-    RTE_IOVA_VA, RTE_MAX_LCORE, RTE_PROC_PRIMARY, SOCKET_ID_ANY, rte_eal_iova_mode,
-    rte_eal_process_type, rte_socket_id, rte_vect_get_max_simd_bitwidth, rte_version,
+    RTE_MAX_LCORE, RTE_PROC_PRIMARY, SOCKET_ID_ANY, rte_eal_process_type, rte_socket_id,
+    rte_vect_get_max_simd_bitwidth, rte_version,
 };
 
 /// The calling thread's copy of a thread-local variable of EAL.
 ///
-/// Stable Rust has no extern thread-locals. This is the general-dynamic model, which holds also in
-/// programs that load DPDK late; the linker knows the exact sequence, padding included.
+/// Stable Rust has no extern thread-locals. This is the dynamic model by descriptors, which holds also
+/// in programs that load DPDK late; in others, where EAL is there from the start, the call only reads
+/// a constant from the descriptor.
 macro_rules! thread_local_address {
     ($symbol:literal) => {{
-        let address: *mut u8;
-        // SAFETY: a plain call by the C rules, so that all registers a C function may change are
-        // given up, and the stack is aligned (no `nostack`). It only reads the thread's tables,
-        // and may make this module's block on its first call.
+        let offset: usize;
+        let thread: *mut u8;
+        // SAFETY: the resolver behind the descriptor reads the thread's tables, and may make the
+        // block of EAL on the thread's first call. It keeps most registers by its own convention,
+        // but versions of it did not; so all are given up that a C function may change, and the
+        // stack is aligned (no `nostack`).
         unsafe {
             core::arch::asm!(
-                concat!("data16 lea rdi, [rip + ", $symbol, "@TLSGD]"),
-                ".value 0x6666",
-                "rex64 call __tls_get_addr@PLT",
-                out("rax") address,
+                concat!("leaq ", $symbol, "@tlsdesc(%rip), %rax"),
+                concat!("call *", $symbol, "@tlscall(%rax)"),
+                "movq %fs:0, %rcx",
+                out("rax") offset,
+                out("rcx") thread,
                 clobber_abi("C"),
+                options(att_syntax),
             );
         }
-        address
+        thread.wrapping_add(offset)
     }};
 }
 
@@ -62,12 +67,6 @@ pub fn node_of<T>(address: *const T) -> Option<c_int> {
         )
     };
     (result == 0 && node >= 0).then_some(node)
-}
-
-/// Whether devices find memory at its virtual addresses.
-pub fn iova_is_va() -> bool {
-    // SAFETY: no condition.
-    unsafe { rte_eal_iova_mode() == RTE_IOVA_VA }
 }
 
 /// No preference for a memory node.
@@ -118,6 +117,13 @@ pub fn set_errno(errno: c_int) {
     unsafe { address.write(errno) };
 }
 
+/// `rte_errno` of the calling thread.
+pub fn errno() -> c_int {
+    let address = thread_local_address!("per_lcore__rte_errno").cast::<c_int>();
+    // SAFETY: EAL's own thread-local integer, which only this thread uses.
+    unsafe { address.read() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,9 +138,7 @@ mod tests {
     fn errno_can_be_set_in_each_thread() {
         set_errno(libc::ENOTSUP);
 
-        let address = thread_local_address!("per_lcore__rte_errno").cast::<c_int>();
-        // SAFETY: this thread's own variable.
-        assert_eq!(unsafe { address.read() }, libc::ENOTSUP);
+        assert_eq!(errno(), libc::ENOTSUP);
     }
 
     #[test]

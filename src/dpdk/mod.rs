@@ -16,3 +16,4 @@ pub mod telemetry;
 pub mod thread;
 pub mod varying;
 pub mod vdev;
+pub mod vfio;

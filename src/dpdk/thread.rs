@@ -60,15 +60,44 @@ pub fn spawn(name: &CStr, body: Body) -> io::Result<ControlThread> {
     }
 }
 
+/// Our threads are shallow, and an application that has called mlockall(2) pays for each byte of each
+/// stack. Later versions of DPDK do not let us choose.
+#[cfg(dpdk_22_11)]
+const STACK: usize = 512 * 1024;
+
 #[cfg(dpdk_22_11)]
 fn create(name: &CStr, argument: *mut c_void) -> Result<Id, c_int> {
+    let mut attributes = core::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: initialises what it is given.
+    let known = unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) } == 0
+        // SAFETY: initialised, since `&&` is lazy.
+        && unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK) } == 0;
+    if known {
+        let result = create_with(name, attributes.as_ptr(), argument);
+        // SAFETY: initialised above; threads keep nothing of it.
+        unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+        // An application may have more thread-local data than fits into such a stack.
+        if !matches!(result, Err(error) if error.saturating_abs() == libc::EINVAL) {
+            return result;
+        }
+    }
+    create_with(name, core::ptr::null(), argument)
+}
+
+#[cfg(dpdk_22_11)]
+fn create_with(
+    name: &CStr,
+    attributes: *const libc::pthread_attr_t,
+    argument: *mut c_void,
+) -> Result<Id, c_int> {
     let mut id: Id = 0;
-    // SAFETY: EAL copies the name; `start` gets its box (caller of this function).
+    // SAFETY: EAL copies the name; the attributes are initialised, or null for the usual ones; `start`
+    // gets its box (caller of `create`).
     let result = unsafe {
         super::sys::rte_ctrl_thread_create(
             &raw mut id,
             name.as_ptr(),
-            core::ptr::null(),
+            attributes.cast(),
             Some(start),
             argument,
         )

@@ -25,6 +25,7 @@
 #include <rte_telemetry.h>
 #include <rte_thread.h>
 #include <rte_vect.h>
+#include <rte_vfio.h>
 #include <rte_version.h>
 
 /* A macro's value as a constant of a known type; build.rs takes the prefix off again. */
@@ -36,6 +37,7 @@ CONSTANT(uint32_t, RTE_MAX_QUEUES_PER_PORT);
 CONSTANT(uint32_t, RTE_MEMPOOL_CACHE_MAX_SIZE);
 CONSTANT(uint16_t, RTE_PKTMBUF_HEADROOM);
 CONSTANT(int32_t, SOCKET_ID_ANY);
+CONSTANT(int32_t, RTE_VFIO_DEFAULT_CONTAINER_FD);
 
 CONSTANT(uint32_t, RTE_LOG_ERR);
 CONSTANT(uint32_t, RTE_LOG_WARNING);

@@ -13,7 +13,7 @@ mod uffd;
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
     Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestU16s, GuestUsed,
-    GuestWord,
+    GuestUsedElements, GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
 pub use translate::{Fault, Physical, Piece, Space, Translate};

@@ -78,10 +78,18 @@ impl<'m> GuestRange<'m> {
         }
     }
 
+    /// The address `offset` bytes into the range, or that of its last byte when it ends before: the
+    /// line behind a short packet is somebody else's.
+    #[inline(always)]
+    fn line(self, offset: usize) -> *mut u8 {
+        let last = self.len.wrapping_sub(1);
+        self.start.as_ptr().wrapping_add(offset.min(last))
+    }
+
     /// Asks for the line `offset` bytes into the range, for reading; never faults.
     #[inline(always)]
     pub fn prefetch(self, offset: usize) {
-        let line = self.start.as_ptr().wrapping_add(offset);
+        let line = self.line(offset);
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -98,7 +106,7 @@ impl<'m> GuestRange<'m> {
     /// shared and makes each store wait for ownership; hence the instruction itself.
     #[inline(always)]
     pub fn prefetch_for_write(self, offset: usize) {
-        let line = self.start.as_ptr().wrapping_add(offset);
+        let line = self.line(offset);
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch of any address is only a hint, and a no-op on CPUs without it.
         unsafe {
@@ -113,64 +121,94 @@ impl<'m> GuestRange<'m> {
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'m> {
     table: &'m MemoryTable,
+    window: Window,
+}
+
+/// Where one region lies. A value without a reference to it, so that it stays in registers.
+#[derive(Clone, Copy, Debug)]
+struct Window {
     gpa: u64,
     size: u64,
+    /// `size` bytes are mapped from here on as long as the table lives.
     host: *mut u8,
+}
+
+impl Window {
+    /// No address is in it.
+    const NOTHING: Self = Self {
+        gpa: 0,
+        size: 0,
+        host: std::ptr::null_mut(),
+    };
+
+    #[inline(always)]
+    fn of(region: &Region) -> Self {
+        let config = region.config();
+        Self {
+            gpa: config.gpa.0,
+            size: config.size,
+            host: region.host().as_ptr(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn around(table: &MemoryTable, at: Gpa) -> Option<Self> {
+        table.find(at).map(Self::of)
+    }
 }
 
 impl<'m> Cursor<'m> {
     #[inline(always)]
     pub(super) fn new(table: &'m MemoryTable) -> Self {
-        let mut cursor = Self {
+        let window = table.regions().first().map(|region| Window::of(region));
+        Self {
             table,
-            gpa: 0,
-            size: 0,
-            host: std::ptr::null_mut(),
-        };
-        if let Some(region) = table.regions().first() {
-            cursor.enter(region);
+            window: window.unwrap_or(Window::NOTHING),
         }
-        cursor
-    }
-
-    #[inline(always)]
-    fn enter(&mut self, region: &'m Region) {
-        let config = region.config();
-        self.gpa = config.gpa.0;
-        self.size = config.size;
-        self.host = region.host().as_ptr();
     }
 
     /// All `len` bytes at `at`; `None` when they are not mapped, or not in one region: then
     /// [`piece`](Self::piece) tells which.
     #[inline(always)]
     pub fn whole(&mut self, at: Gpa, len: usize) -> Option<GuestRange<'m>> {
-        let range = self.piece(at, len)?;
-        (range.len == len).then_some(range)
+        let (start, left) = self.locate(at)?;
+        (len <= left).then_some(GuestRange {
+            start,
+            len,
+            table: PhantomData,
+        })
     }
 
     /// The part of the `len` bytes at `at` that lies in one region: ask again for the rest. `None`
     /// when the first byte is not mapped.
     #[inline(always)]
     pub fn piece(&mut self, at: Gpa, len: usize) -> Option<GuestRange<'m>> {
-        if at.0.wrapping_sub(self.gpa) >= self.size {
-            self.seek(at)?;
+        let (start, left) = self.locate(at)?;
+        Some(GuestRange {
+            start,
+            len: len.min(left),
+            table: PhantomData,
+        })
+    }
+
+    /// Where `at` is mapped, and how many bytes follow there in its region; at least one.
+    #[inline(always)]
+    fn locate(&mut self, at: Gpa) -> Option<(NonNull<u8>, usize)> {
+        if at.0.wrapping_sub(self.window.gpa) >= self.window.size {
+            self.window = Window::around(self.table, at)?;
         }
-        let skip = at.0.wrapping_sub(self.gpa);
-        let left = self.size - skip;
+        let skip = at.0.wrapping_sub(self.window.gpa);
+        let left = self.window.size - skip;
         #[allow(
             clippy::cast_possible_truncation,
             reason = "a region is mapped, so its size and any offset in it fit an address"
         )]
         let (skip, left) = (skip as usize, left as usize);
         // SAFETY: `skip < size`, and `host` is followed by `size` mapped bytes (`Region::map`).
-        let start = unsafe { self.host.add(skip) };
-        Some(GuestRange {
-            // SAFETY: inside a mapping, so not null.
-            start: unsafe { NonNull::new_unchecked(start) },
-            len: len.min(left),
-            table: PhantomData,
-        })
+        let start = unsafe { self.window.host.add(skip) };
+        // SAFETY: inside a mapping, so not null.
+        Some((unsafe { NonNull::new_unchecked(start) }, left))
     }
 
     /// The two words at `at`, a descriptor, read once; they need not be aligned, and may cross from
@@ -194,14 +232,6 @@ impl<'m> Cursor<'m> {
         let (addr, rest) = bytes.split_at(8);
         let word = |half: &[u8]| half.try_into().map(u64::from_ne_bytes).ok();
         Some([word(addr)?, word(rest)?])
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn seek(&mut self, at: Gpa) -> Option<()> {
-        let region = self.table.find(at)?;
-        self.enter(region);
-        Some(())
     }
 }
 
@@ -490,20 +520,48 @@ impl GuestUsed {
         })
     }
 
-    /// Writes the element at free-running `index` in one store.
+    /// The elements, for a burst.
+    #[inline(always)]
+    pub fn elements(&self) -> GuestUsedElements<'_> {
+        GuestUsedElements {
+            start: self.start,
+            mask: self.mask,
+            ring: PhantomData,
+        }
+    }
+
+    /// Writes an element, as [`GuestUsedElements::set`].
     #[inline(always)]
     pub fn set(&self, index: u16, head: u16, len: u32) {
+        self.elements().set(index, head, len);
+    }
+}
+
+/// The used elements of a split ring as a value, which can stay in registers while stores to guest
+/// memory make the compiler read everything else anew.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestUsedElements<'r> {
+    start: NonNull<u8>,
+    mask: u16,
+    ring: PhantomData<&'r GuestUsed>,
+}
+
+impl GuestUsedElements<'_> {
+    /// Writes the element at free-running `index` in one store.
+    #[inline(always)]
+    pub fn set(self, index: u16, head: u16, len: u32) {
         let element = u64::from(head) | u64::from(len) << 32;
         // SAFETY: masked by the size minus one (`map`), so inside the array.
         let at = unsafe { self.start.add(usize::from(index & self.mask) * 8) };
-        // SAFETY: mapped while `_table` is held. Only we write used elements, from one thread (not
-        // `Sync`); the driver reads one after the release store of the index that covers it.
+        // SAFETY: mapped while the ring holds its table. Only we write used elements, from one thread
+        // (a `GuestUsed` is not `Sync`); the driver reads one after the release store of the index
+        // that covers it.
         unsafe { at.cast::<u64>().write_unaligned(element.to_le()) };
     }
 
     /// Asks to own the line of the element at free-running `index`.
     #[inline(always)]
-    pub fn prefetch(&self, index: u16) {
+    pub fn prefetch(self, index: u16) {
         let range = GuestRange {
             start: self.start,
             len: 0,

@@ -2,10 +2,9 @@
 
 use core::ffi::c_void;
 use std::mem::MaybeUninit;
-use std::sync::atomic::Ordering;
 
 use super::packet::{RxPool, Slot};
-use super::queue::{RxQueue, TxQueue};
+use super::queue::{CHECK_IP, RxQueue, STRIP_VLAN, TxQueue};
 use super::rarp;
 use super::stats::{VLAN_TAG, add};
 use crate::datapath::{Packet, PacketPool, Tally, ip_checksum_is_right};
@@ -37,11 +36,9 @@ pub(super) unsafe extern "C" fn rx_burst(
         let out = unsafe { std::slice::from_raw_parts_mut(packets.cast::<Slot>(), count.into()) };
         // SAFETY: one lcore at a time (caller).
         let received = unsafe { queue.receive(out) };
-        if queue.check_ip.load(Ordering::Relaxed) {
-            check_ip(out.get(..received).unwrap_or_default());
-        }
-        if queue.strip_vlan.load(Ordering::Relaxed) {
-            strip(queue, out.get(..received).unwrap_or_default());
+        let chores = queue.chores();
+        if chores != 0 {
+            do_chores(queue, chores, out.get(..received).unwrap_or_default());
         }
         narrow(received)
     })
@@ -158,10 +155,20 @@ pub(super) fn inject(queue: &RxQueue, pool: &mut RxPool, out: &mut [Slot]) -> us
     }
     // Queue setup refuses pools whose mbufs have less room.
     pool.finish(place, rarp::FRAME_LEN);
-    let mut tally = Tally::default();
+    let mut tally = Tally::new(&queue.stats.counters);
     tally.add(rarp::FRAME_LEN, &frame);
-    tally.flush(&queue.stats.counters);
+    tally.flush();
     1
+}
+
+#[inline(never)]
+fn do_chores(queue: &RxQueue, chores: u8, packets: &[Slot]) {
+    if chores & CHECK_IP != 0 {
+        check_ip(packets);
+    }
+    if chores & STRIP_VLAN != 0 {
+        strip(queue, packets);
+    }
 }
 
 /// Marks frames with what the checksum of their IPv4 header is.

@@ -24,6 +24,7 @@ mod registry;
 mod stats;
 mod telemetry;
 mod ticker;
+pub mod vfio;
 mod vring;
 mod xstats;
 

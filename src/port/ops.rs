@@ -7,7 +7,6 @@ use core::ffi::c_int;
 use core::ptr;
 use std::ffi::CString;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::life::Wanted;
 use super::queue::{self, RxQueue};
@@ -138,15 +137,10 @@ unsafe extern "C" fn vlan_offload_set(dev: *mut rte_eth_dev, _mask: c_int) -> c_
 
 /// Tells the rx queues what the application wants.
 fn tell_rx_queues(dev: EthDev, port: &Port) {
-    let strip_vlan = port.shared.vlan_strip.load(Ordering::Relaxed);
-    let complete = port.shared.complete_checksums.load(Ordering::Relaxed);
-    let check_ip = port.shared.check_ip.load(Ordering::Relaxed);
     for index in 0..dev.queue_counts().0 {
         // SAFETY: what rx queue setup stored.
         if let Some(queue) = unsafe { RxQueue::from_ptr(dev.rx_queue(index)) } {
-            queue.strip_vlan.store(strip_vlan, Ordering::Relaxed);
-            queue.complete_checksums.store(complete, Ordering::Relaxed);
-            queue.check_ip.store(check_ip, Ordering::Relaxed);
+            queue.adopt(&port.shared);
         }
     }
 }

@@ -258,12 +258,8 @@ pub struct RxPool {
     pool: Mempool,
     cache: Option<MempoolCache>,
     lcore: Lcore,
-    template: RxTemplate,
-    headroom: usize,
-    room: usize,
-    chains: bool,
     rules: RxRules,
-    large: Option<LargeBuffers>,
+    shape: RxShape,
 }
 
 /// What is the same for all mbufs that an rx queue takes from its pool.
@@ -290,12 +286,8 @@ impl RxPool {
             pool,
             cache: pool.cache(lcore),
             lcore,
-            template: shape.template,
-            headroom: usize::from(shape.headroom),
-            room: usize::from(shape.room),
-            chains: shape.chains,
             rules,
-            large: shape.large,
+            shape,
         }
     }
 
@@ -307,7 +299,7 @@ impl RxPool {
         )]
         let data_len = len as u16;
         mbuf.init_rx(
-            self.template,
+            self.shape.template,
             RxFields {
                 pkt_len: len,
                 data_len,
@@ -330,12 +322,12 @@ impl Release for RxPool {
 impl PacketPool for RxPool {
     #[inline(always)]
     fn room(&self) -> usize {
-        self.room
+        self.shape.room.into()
     }
 
     #[inline(always)]
     fn chains(&self) -> bool {
-        self.chains
+        self.shape.chains
     }
 
     #[inline(always)]
@@ -350,9 +342,12 @@ impl PacketPool for RxPool {
 
     #[inline(always)]
     fn space<'p>(&self, packet: &'p mut Slot) -> &'p mut [MaybeUninit<u8>] {
-        let start = packet.mbuf().buf_addr().wrapping_add(self.headroom);
+        let start = packet
+            .mbuf()
+            .buf_addr()
+            .wrapping_add(self.shape.headroom.into());
         // SAFETY: a fresh mbuf has `room` bytes behind its headroom, and nobody else has it.
-        unsafe { std::slice::from_raw_parts_mut(start.cast(), self.room) }
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), self.room()) }
     }
 
     #[inline(always)]
@@ -361,14 +356,14 @@ impl PacketPool for RxPool {
     }
 
     fn longest_segment(&self) -> usize {
-        match self.large {
-            Some(_) => self.room.max(LONGEST.into()),
-            None => self.room,
+        match self.shape.large {
+            Some(_) => self.room().max(LONGEST.into()),
+            None => self.room(),
         }
     }
 
     fn large<'p>(&mut self, packet: &'p mut Slot, len: usize) -> Option<&'p mut [MaybeUninit<u8>]> {
-        let large = self.large.filter(|_| len <= usize::from(LONGEST))?;
+        let large = self.shape.large.filter(|_| len <= usize::from(LONGEST))?;
         // SAFETY: the pool of a queue that this lcore polls, so it is not released.
         let start = unsafe { large.attach(packet.mbuf()) }?;
         // SAFETY: `LONGEST` bytes, which the fresh packet has alone.

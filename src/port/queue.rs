@@ -6,14 +6,14 @@
 use core::ffi::c_int;
 use core::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 
 use super::lanes::{Lanes, TxLane};
 use super::large::LargeBuffers;
 use super::packet::{RxPool, RxShape, Slot, TxRelease, can_tell_datagrams};
 use super::rarp;
 use super::stats::QueueStats;
-use super::vring::{RxVring, TxVring};
+use super::vring::{Running, RxVring, TxVring};
 use super::{Port, PortError};
 use crate::datapath::{DequeueBurst, EnqueueBurst, RxRules};
 use crate::devargs::PortConfig;
@@ -307,17 +307,21 @@ pub(super) struct RxQueue {
     shared: NonNull<Shared>,
     pool: Mempool,
     shape: RxShape,
-    /// From the port's configuration, at its last start.
-    pub(super) strip_vlan: AtomicBool,
-    /// As before: checksums that drivers leave out are made here.
-    pub(super) complete_checksums: AtomicBool,
-    /// As before: the checksum of IPv4 headers is checked.
-    pub(super) check_ip: AtomicBool,
+    /// From the port's configuration, at its last start: checksums that drivers leave out are made
+    /// here.
+    complete_checksums: AtomicBool,
+    /// As before: what else is done to packets, [`STRIP_VLAN`] and [`CHECK_IP`].
+    chores: AtomicU8,
     pub(super) stats: QueueStats,
     setup: RxSetup,
     /// The tx queue of the same number, when it has copy engines.
     tx_lane: Option<NonNull<TxLane>>,
 }
+
+/// An rx queue's chore: the outer VLAN tag is taken off.
+pub(super) const STRIP_VLAN: u8 = 1;
+/// An rx queue's chore: the checksum of IPv4 headers is checked.
+pub(super) const CHECK_IP: u8 = 2;
 
 /// A tx queue.
 #[repr(C, align(64))]
@@ -381,9 +385,8 @@ impl RxQueue {
                 chains: !port.config.linear_buffer,
                 large,
             },
-            strip_vlan: AtomicBool::new(false),
             complete_checksums: AtomicBool::new(false),
-            check_ip: AtomicBool::new(false),
+            chores: AtomicU8::new(0),
             stats: QueueStats::default(),
             setup,
             tx_lane: port.tx_lane(index).map(NonNull::from),
@@ -441,6 +444,27 @@ impl RxQueue {
         unsafe { self.shared.as_ref() }
     }
 
+    /// Follows the port's configuration.
+    pub(super) fn adopt(&self, shared: &Shared) {
+        let on = |flag: &AtomicBool, chore| {
+            if flag.load(Ordering::Relaxed) {
+                chore
+            } else {
+                0
+            }
+        };
+        let chores = on(&shared.vlan_strip, STRIP_VLAN) | on(&shared.check_ip, CHECK_IP);
+        self.chores.store(chores, Ordering::Relaxed);
+        let complete = shared.complete_checksums.load(Ordering::Relaxed);
+        self.complete_checksums.store(complete, Ordering::Relaxed);
+    }
+
+    /// What is to be done to received packets.
+    #[inline(always)]
+    pub(super) fn chores(&self) -> u8 {
+        self.chores.load(Ordering::Relaxed)
+    }
+
     /// The pool, for one burst on the calling lcore.
     #[inline(always)]
     pub(super) fn pool(&self) -> RxPool {
@@ -484,27 +508,40 @@ impl RxQueue {
         let received = unsafe {
             vring.gate.enter(|running| {
                 let rarp = self.shared().rarp.is_some();
-                if !running.virtqueue.has_available() && !rarp {
+                if rarp {
+                    return self.receive_rarp(running, out);
+                }
+                if !running.virtqueue.has_available() {
                     return 0;
                 }
-                let mut pool = self.pool();
-                let injected = if rarp {
-                    super::burst::inject(self, &mut pool, out)
-                } else {
-                    0
-                };
-                let rest = out.get_mut(injected..).unwrap_or_default();
-                let received = (running.burst)(
-                    &mut running.virtqueue,
-                    &mut pool,
-                    rest,
-                    &self.stats.counters,
-                );
-                vring.publish_next(running.virtqueue.position());
-                injected + received
+                self.dequeue(running, &mut self.pool(), out)
             })
         };
         received.unwrap_or(0)
+    }
+
+    /// One burst out of the virtqueue.
+    #[inline(always)]
+    fn dequeue(
+        &self,
+        running: &mut Running<Dequeue>,
+        pool: &mut RxPool,
+        out: &mut [Slot],
+    ) -> usize {
+        let counters = &self.stats.counters;
+        let received = (running.burst)(&mut running.virtqueue, pool, out, counters);
+        self.vring().publish_next(running.virtqueue.position());
+        received
+    }
+
+    /// A burst with the RARP frame that waits before it.
+    #[cold]
+    #[inline(never)]
+    fn receive_rarp(&self, running: &mut Running<Dequeue>, out: &mut [Slot]) -> usize {
+        let mut pool = self.pool();
+        let injected = super::burst::inject(self, &mut pool, out);
+        let rest = out.get_mut(injected..).unwrap_or_default();
+        injected + self.dequeue(running, &mut pool, rest)
     }
 }
 

@@ -134,8 +134,8 @@ impl Virtqueue {
     #[inline(always)]
     pub fn has_available(&self) -> bool {
         match &self.ring {
-            Layout::Split(ring) => ring.available(1) != 0,
-            Layout::Packed(ring) => ring.available(1) != 0,
+            Layout::Split(ring) => ring.has_available(),
+            Layout::Packed(ring) => ring.has_available(),
         }
     }
 

@@ -26,7 +26,7 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// A notifier that writes to `call`; without one the driver polls.
+    /// A notifier that writes to `call`; without one the driver should poll.
     pub fn new(call: Option<File>) -> Self {
         Self { call }
     }
@@ -35,8 +35,10 @@ impl Notifier {
     #[inline(always)]
     pub fn notify<R: Ring>(&self, ring: &mut R) -> Notified {
         let Some(call) = &self.call else {
-            ring.forget_calls();
-            return Notified::Suppressed;
+            return match ring.wanted_call() {
+                true => Notified::Failed,
+                false => Notified::Suppressed,
+            };
         };
         if ring.wants_call() {
             Self::call(call)

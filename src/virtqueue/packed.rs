@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked};
+use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::split::event_passed;
 use super::{
     Chain, RingConfig, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
@@ -206,8 +206,11 @@ impl Run for PackedRun<'_> {
 
     #[inline(always)]
     fn put_used(self, nth: u16, id: u16, len: u32) {
-        self.descriptors
-            .set_used(nth, id, len, self.used | written(len));
+        // The driver looks at the first one first, so that is written last, in `publish_used`.
+        if nth != 0 {
+            self.descriptors
+                .set_used(nth, id, len, self.used | written(len));
+        }
     }
 }
 
@@ -218,7 +221,7 @@ impl Ring for PackedRing {
     fn of(layout: &mut Layout) -> Option<&mut Self> {
         match layout {
             Layout::Packed(ring) => Some(ring),
-            Layout::Split(_) => None,
+            Layout::Split(_) => no_ring(),
         }
     }
 
@@ -233,11 +236,18 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn available(&self, most: u16) -> u16 {
+    fn has_available(&self) -> bool {
         let at = self.next_available;
-        match self.descriptors.flags(at.index()) {
-            Some(flags) if is_available(flags, at) => self.size.min(most),
-            _ => 0,
+        let flags = self.descriptors.flags(at.index());
+        flags.is_some_and(|flags| is_available(flags, at))
+    }
+
+    #[inline(always)]
+    fn available(&self, most: u16) -> u16 {
+        if self.has_available() {
+            self.size.min(most)
+        } else {
+            0
         }
     }
 
@@ -334,11 +344,10 @@ impl Ring for PackedRing {
         true
     }
 
-    fn wants_call(&mut self) -> bool {
+    fn wanted_call(&mut self) -> bool {
         let old = std::mem::replace(&mut self.decided, self.next_used);
         let new = self.next_used;
         let first = std::mem::replace(&mut self.first_call, false);
-        fence(Ordering::SeqCst);
         let flags = self.call_hint.flags.load(Ordering::Acquire) & 3;
         if flags != VRING_PACKED_EVENT_FLAG_DESC || !self.event_idx {
             return flags != VRING_PACKED_EVENT_FLAG_DISABLE;
@@ -354,11 +363,6 @@ impl Ring for PackedRing {
             }
         };
         first | event_passed(from_new(event), new.index(), from_new(old))
-    }
-
-    #[inline(always)]
-    fn forget_calls(&mut self) {
-        self.decided = self.next_used;
     }
 }
 

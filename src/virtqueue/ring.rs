@@ -1,6 +1,8 @@
 //! What the burst bodies ask of a ring, whatever its layout.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{Ordering, fence};
+
 use super::packed::PackedView;
 use super::split::SplitView;
 use super::{Chain, PackedRing, SplitRing};
@@ -17,6 +19,14 @@ pub enum Layout {
     Split(SplitRing),
     /// VIRTIO 1.2, 2.8.
     Packed(PackedRing),
+}
+
+/// A ring of the other layout. A call, for the compiler would merge `None` and the ring into one value
+/// and carry that through the burst.
+#[cold]
+#[inline(never)]
+pub(super) fn no_ring<'r, R>() -> Option<&'r mut R> {
+    None
 }
 
 /// A chain that was walked to its end.
@@ -71,6 +81,9 @@ pub trait Ring {
     /// Where the ring goes on, in the form of `SET_VRING_BASE`.
     fn position(&self) -> u16;
 
+    /// Whether anything waits.
+    fn has_available(&self) -> bool;
+
     /// Slots worth looking at, `most` at most. 0 when nothing waits; otherwise only the first slot
     /// of a packed ring is known to be available.
     fn available(&self, most: u16) -> u16;
@@ -79,9 +92,9 @@ pub trait Ring {
     /// nothing waits.
     fn run(&self, most: u16) -> Self::Run<'_>;
 
-    /// Takes the first `slots` slots of the run that [`run`](Ring::run) gives, of which all but the
-    /// first were given back with [`Run::put_used`]. The first one is given back here, for it may
-    /// have to wait.
+    /// Takes the first `slots` slots of the run that [`run`](Ring::run) gives, which were given back
+    /// with [`Run::put_used`]. What was said there of the first one is said here again, for that one
+    /// may have to wait.
     fn end_run(&mut self, slots: u16, id: u16, len: u32);
 
     /// Appends the buffers of the chain at the `nth` slot to `chain`. Those before a fault stay
@@ -106,10 +119,15 @@ pub trait Ring {
     ///
     /// One full fence: what was published must be visible before the driver's wish is read, or both
     /// sides could miss each other.
-    fn wants_call(&mut self) -> bool;
+    #[inline(always)]
+    fn wants_call(&mut self) -> bool {
+        fence(Ordering::SeqCst);
+        self.wanted_call()
+    }
 
-    /// As [`wants_call`](Ring::wants_call) for a driver that cannot be called: no fence.
-    fn forget_calls(&mut self);
+    /// As [`wants_call`](Ring::wants_call) for a driver that cannot be called: without the fence, a
+    /// wish may be seen late.
+    fn wanted_call(&mut self) -> bool;
 }
 
 /// Slots that stand side by side, for the short burst bodies.
@@ -124,8 +142,8 @@ pub trait Run: Copy {
     /// Asks to own the lines where the first `slots` slots are given back.
     fn prefetch_used(self, slots: u16);
 
-    /// Gives the chain back that is the `nth` slot, with `len` bytes written; not the first one
-    /// ([`Ring::end_run`]).
+    /// Gives the chain back that is the `nth` slot, with `len` bytes written. The first one may wait
+    /// for [`Ring::end_run`].
     fn put_used(self, nth: u16, id: u16, len: u32);
 }
 

@@ -7,14 +7,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked};
+use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::{
     Chain, RingConfig, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_USED_F_NO_NOTIFY,
 };
 use crate::memory::{
-    AreaError, Descriptor, Fault, GuestTable, GuestU16s, GuestUsed, GuestWord, MemoryTable,
-    Translate, Uva,
+    AreaError, Descriptor, Fault, GuestTable, GuestU16s, GuestUsed, GuestUsedElements, GuestWord,
+    MemoryTable, Translate, Uva,
 };
 
 /// A split ring that the device side has taken up.
@@ -137,6 +137,8 @@ impl SplitRing {
 #[derive(Clone, Copy, Debug)]
 pub struct SplitRun<'r> {
     ring: &'r SplitRing,
+    used: GuestUsedElements<'r>,
+    next_used: u16,
     slots: u16,
 }
 
@@ -156,16 +158,13 @@ impl Run for SplitRun<'_> {
     fn prefetch_used(self, slots: u16) {
         // Eight elements share a line.
         for nth in (0..slots).step_by(8) {
-            let at = self.ring.next_used.wrapping_add(nth);
-            self.ring.used.prefetch(at);
+            self.used.prefetch(self.next_used.wrapping_add(nth));
         }
     }
 
     #[inline(always)]
     fn put_used(self, nth: u16, id: u16, len: u32) {
-        self.ring
-            .used
-            .set(self.ring.next_used.wrapping_add(nth), id, len);
+        self.used.set(self.next_used.wrapping_add(nth), id, len);
     }
 }
 
@@ -176,7 +175,7 @@ impl Ring for SplitRing {
     fn of(layout: &mut Layout) -> Option<&mut Self> {
         match layout {
             Layout::Split(ring) => Some(ring),
-            Layout::Packed(_) => None,
+            Layout::Packed(_) => no_ring(),
         }
     }
 
@@ -188,6 +187,11 @@ impl Ring for SplitRing {
     #[inline(always)]
     fn position(&self) -> u16 {
         self.next_available
+    }
+
+    #[inline(always)]
+    fn has_available(&self) -> bool {
+        self.available_index.load(Ordering::Acquire) != self.next_available
     }
 
     /// A driver that claims more than the ring holds is cut to its size.
@@ -202,13 +206,15 @@ impl Ring for SplitRing {
     fn run(&self, most: u16) -> SplitRun<'_> {
         SplitRun {
             ring: self,
+            used: self.used.elements(),
+            next_used: self.next_used,
             slots: self.available(most),
         }
     }
 
     #[inline(always)]
-    fn end_run(&mut self, slots: u16, id: u16, len: u32) {
-        self.used.set(self.next_used, id, len);
+    fn end_run(&mut self, slots: u16, _id: u16, _len: u32) {
+        // All elements are written, and wait for the index.
         self.next_used = self.next_used.wrapping_add(slots);
         self.take(slots);
     }
@@ -286,10 +292,9 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn wants_call(&mut self) -> bool {
+    fn wanted_call(&mut self) -> bool {
         let old = self.published;
         self.published = self.next_used;
-        fence(Ordering::SeqCst);
         match &self.call_hint {
             CallHint::Event(event) => {
                 let event = event.load(Ordering::Relaxed);
@@ -300,11 +305,6 @@ impl Ring for SplitRing {
                 flags.load(Ordering::Relaxed) & VRING_AVAIL_F_NO_INTERRUPT == 0
             }
         }
-    }
-
-    #[inline(always)]
-    fn forget_calls(&mut self) {
-        self.published = self.next_used;
     }
 }
 

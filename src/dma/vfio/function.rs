@@ -171,18 +171,30 @@ impl Device {
         Ok(device)
     }
 
-    /// Maps another of its BARs. It must be dropped before the device is released.
+    /// Maps a whole BAR.
+    fn bar(&self, index: u32) -> io::Result<Bar> {
+        let region = self.region(index)?;
+        self.bar_part(index, 0, region.size)
+    }
+
+    /// Maps part of a BAR. It must be dropped before the device is released.
     ///
     /// # Errors
     ///
-    /// There is no such BAR, or it cannot be mapped.
-    pub fn bar(&self, index: u32) -> io::Result<Bar> {
+    /// There is no such BAR, it is shorter, or it cannot be mapped.
+    pub fn bar_part(&self, index: u32, at: u64, len: u64) -> io::Result<Bar> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        let region = ioctl::region_info(file, index)?;
-        if region.size == 0 || region.flags & uapi::VFIO_REGION_INFO_FLAG_MMAP == 0 {
+        let region = self.region(index)?;
+        let end = at.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        if end > region.size || len == 0 || region.flags & uapi::VFIO_REGION_INFO_FLAG_MMAP == 0 {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        Bar::map(file, region.offset, region.size)
+        Bar::map(file, region.offset.saturating_add(at), len)
+    }
+
+    fn region(&self, index: u32) -> io::Result<uapi::vfio_region_info> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        ioctl::region_info(file, index)
     }
 
     fn config(&self) -> io::Result<(&File, u64)> {

@@ -74,6 +74,11 @@ impl Block {
         self
     }
 
+    /// Takes the memory out again.
+    pub fn into_start(self) -> NonNull<u8> {
+        self.start.cast()
+    }
+
     /// Where it begins for us.
     pub fn va(&self) -> usize {
         self.start.addr().get()

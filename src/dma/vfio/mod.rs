@@ -48,7 +48,8 @@ pub trait Container: Send + Sync {
     /// such as DPDK's.
     fn known(&self, va: usize, len: usize) -> Option<Piece>;
 
-    /// Zeroed memory that devices reach, in one piece for them, too; it begins on a page.
+    /// Zeroed memory that devices reach, in one piece for them, too; it begins on a cache
+    /// line.
     ///
     /// # Errors
     ///

@@ -10,7 +10,7 @@ use super::Container;
 use crate::dma::Addr;
 
 /// Memory that is in one piece both for us and for a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Where it begins for us.
     pub va: usize,
@@ -21,6 +21,13 @@ pub struct Piece {
 }
 
 impl Piece {
+    /// No memory at all.
+    pub const NONE: Self = Self {
+        va: 0,
+        len: 0,
+        iova: 0,
+    };
+
     /// The device's address of `va`, if all of `len` bytes there belong to this piece.
     #[inline]
     pub fn address(&self, va: usize, len: usize) -> Option<Addr> {
@@ -36,9 +43,12 @@ pub struct Reach {
     container: Arc<dyn Container>,
     /// Sorted; pieces do not overlap.
     guest: Vec<Piece>,
-    /// The container's last answer: packets mostly come from one pool.
-    recent: Cell<Piece>,
+    /// Some of the container's answers, each in the place of its 2 MB: a pool of packets is used
+    /// again and again, and memory that the container knows stays where it is.
+    learned: [Cell<Piece>; LEARNED],
 }
+
+const LEARNED: usize = 64;
 
 impl Reach {
     /// Only what the container knows by itself.
@@ -46,7 +56,7 @@ impl Reach {
         Self {
             container,
             guest: Vec::new(),
-            recent: Cell::default(),
+            learned: [const { Cell::new(Piece::NONE) }; LEARNED],
         }
     }
 
@@ -62,11 +72,12 @@ impl Reach {
         if let Some(address) = before.and_then(|piece| piece.address(va, len)) {
             return Some(address);
         }
-        if let Some(address) = self.recent.get().address(va, len) {
+        let learned = self.learned.get((va >> 21) % LEARNED)?;
+        if let Some(address) = learned.get().address(va, len) {
             return Some(address);
         }
         let piece = self.container.known(va, len)?;
-        self.recent.set(piece);
+        learned.set(piece);
         piece.address(va, len)
     }
 
@@ -91,7 +102,6 @@ impl Reach {
         let inside = |piece: &Piece| piece.va >= va && piece.va - va < len;
         let before = self.guest.len();
         self.guest.retain(|piece| !inside(piece));
-        self.recent.set(Piece::default());
         if self.guest.len() != before {
             self.container.unmap(va, len);
         }

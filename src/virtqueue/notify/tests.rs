@@ -88,6 +88,22 @@ fn without_a_call_fd_nothing_is_counted_as_a_call() {
 }
 
 #[test]
+fn a_call_that_is_wanted_and_cannot_be_made_is_an_error() {
+    for mut driver in [FakeDriver::split(8), FakeDriver::packed(8)] {
+        for (flags, errors) in [(0, 1), (1, 1), (0, 2)] {
+            driver.set_flags(flags);
+            driver.send(&Frame::new(64, 1));
+            assert_eq!(driver.dequeue(1).len(), 1);
+            driver.used();
+            assert_eq!(driver.counted(|c| &c.guest_notifications_error), errors);
+        }
+        // Nothing used, nothing to tell.
+        assert_eq!(driver.dequeue(1), []);
+        assert_eq!(driver.counted(|c| &c.guest_notifications_error), 2);
+    }
+}
+
+#[test]
 fn the_first_call_after_a_start_is_made_whatever_the_event_index() {
     for (mut driver, start) in with_event_index() {
         driver.call_after(start + 200);

@@ -1,0 +1,147 @@
+//! EAL's VFIO container, and how devices in it reach memory.
+
+use core::ffi::{CStr, c_int};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use super::eal;
+use super::sys::{
+    RTE_IOVA_VA, RTE_VFIO_DEFAULT_CONTAINER_FD, rte_eal_iova_mode, rte_mem_virt2iova,
+    rte_mem_virt2memseg, rte_mem_virt2memseg_list, rte_vfio_container_dma_map,
+    rte_vfio_container_dma_unmap, rte_vfio_release_device, rte_vfio_setup_device,
+};
+
+const PCI_DEVICES: &CStr = c"/sys/bus/pci/devices";
+
+/// Opens a PCI device, whose group joins the container; `None` when it is not bound to VFIO.
+///
+/// # Errors
+///
+/// The number in `rte_errno`, or that of an error without one.
+pub fn open(bdf: &CStr) -> Result<Option<OwnedFd>, c_int> {
+    let mut fd: c_int = -1;
+    // A `vfio_device_info` as long as EAL's build may know it; we do not look.
+    let mut info = [0_u64; 16];
+    // SAFETY: two strings that live through the call, and room for both answers.
+    let result = unsafe {
+        rte_vfio_setup_device(
+            PCI_DEVICES.as_ptr(),
+            bdf.as_ptr(),
+            &raw mut fd,
+            info.as_mut_ptr().cast(),
+        )
+    };
+    match result {
+        // SAFETY: EAL opened it for us, and closes it only in `close`, by number.
+        0 => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+        1.. => Ok(None),
+        _ => Err(errno_or(libc::EIO)),
+    }
+}
+
+/// Gives a device back. EAL closes the descriptor.
+pub fn close(bdf: &CStr, device: OwnedFd) {
+    // SAFETY: two strings that live through the call, and a descriptor that is EAL's from now on.
+    unsafe { rte_vfio_release_device(PCI_DEVICES.as_ptr(), bdf.as_ptr(), device.into_raw_fd()) };
+}
+
+fn errno_or(otherwise: c_int) -> c_int {
+    match eal::errno() {
+        errno @ 1.. => errno,
+        _ => otherwise,
+    }
+}
+
+/// Lets devices reach `len` bytes at `va` as `iova`.
+///
+/// # Errors
+///
+/// The number in `rte_errno`: ENODEV before the first device has joined.
+pub fn map(va: u64, iova: u64, len: u64) -> Result<(), c_int> {
+    // SAFETY: makes memory of this process reachable for devices that EAL or we drive; what they
+    // do with it is up to their drivers.
+    match unsafe { rte_vfio_container_dma_map(RTE_VFIO_DEFAULT_CONTAINER_FD, va, iova, len) } {
+        0 => Ok(()),
+        _ => Err(errno_or(libc::EIO)),
+    }
+}
+
+/// Undoes [`map`] of the very same range.
+///
+/// # Errors
+///
+/// The number in `rte_errno`.
+pub fn unmap(va: u64, iova: u64, len: u64) -> Result<(), c_int> {
+    // SAFETY: takes a range away from devices; it was mapped by us, or the call fails.
+    match unsafe { rte_vfio_container_dma_unmap(RTE_VFIO_DEFAULT_CONTAINER_FD, va, iova, len) } {
+        0 => Ok(()),
+        _ => Err(errno_or(libc::EIO)),
+    }
+}
+
+/// Whether devices use our virtual addresses.
+pub fn addresses_are_ours() -> bool {
+    // SAFETY: no condition.
+    unsafe { rte_eal_iova_mode() == RTE_IOVA_VA }
+}
+
+/// Where devices find the page at `va`; `None` when that cannot be known.
+pub fn iova(va: usize) -> Option<u64> {
+    // SAFETY: only looks the address up.
+    let iova = unsafe { rte_mem_virt2iova(core::ptr::without_provenance(va)) };
+    (iova != u64::MAX).then_some(iova)
+}
+
+/// A piece of DPDK's own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins for us.
+    pub va: usize,
+    /// Bytes.
+    pub len: usize,
+    /// Where devices find it.
+    pub iova: u64,
+}
+
+/// The piece of DPDK's own memory, which EAL has mapped for devices, at `va`. Not what the
+/// application only registered.
+pub fn segment(va: usize) -> Option<Segment> {
+    let address = core::ptr::without_provenance(va);
+    // SAFETY: only looks the address up.
+    let list = unsafe { rte_mem_virt2memseg_list(address) };
+    if list.is_null() {
+        return None;
+    }
+    // SAFETY: one of EAL's lists, an array in its configuration, which is never freed.
+    if unsafe { (*list).external } != 0 {
+        return None;
+    }
+    // SAFETY: only looks the address up, in the list that has it.
+    let found = unsafe { rte_mem_virt2memseg(address, list) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: an entry of that list.
+    let found = unsafe { found.read_unaligned() };
+    let len = found.len;
+    if !len.is_power_of_two() || found.iova == u64::MAX {
+        return None;
+    }
+    Some(Segment {
+        // Pages begin at multiples of their size.
+        va: va & !(len - 1),
+        len,
+        iova: found.iova,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_eal_there_is_no_device_and_no_memory() {
+        assert_eq!(segment(0x1000), None);
+        assert!(map(0x1000, 0x1000, 0x1000).is_err());
+        assert!(unmap(0x1000, 0x1000, 0x1000).is_err());
+    }
+}

@@ -1,0 +1,173 @@
+//! DPDK's VFIO container, for the engines that we drive ourselves.
+//!
+//! DPDK's own memory is mapped there already, and stays so: only guest memory is mapped by us.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+
+use crate::dma::vfio::pieces::Mapped;
+use crate::dma::vfio::{Block, Container, Piece};
+use crate::dpdk::{eal, malloc, vfio};
+
+/// The container of this process. One object for all engines: it counts who mapped what.
+#[derive(Default)]
+pub struct EalContainer {
+    mapped: Mutex<Mapped>,
+}
+
+/// The size of the pages that are looked up when addresses are physical.
+const PAGE: usize = 4096;
+
+fn error(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+fn name(bdf: &str) -> io::Result<CString> {
+    CString::new(bdf).map_err(io::Error::from)
+}
+
+/// The pieces, for devices, of `len` bytes at `va`, where each page's address is what `iova` says.
+fn pieces(va: usize, len: usize, iova: impl Fn(usize) -> Option<u64>) -> io::Result<Vec<Piece>> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for at in (va..va.saturating_add(len)).step_by(PAGE) {
+        let page = iova(at).ok_or_else(|| error(libc::EFAULT))?;
+        match pieces.last_mut() {
+            Some(last) if last.iova.checked_add(last.len as u64) == Some(page) => last.len += PAGE,
+            _ => pieces.push(Piece {
+                va: at,
+                len: PAGE,
+                iova: page,
+            }),
+        }
+    }
+    Ok(pieces)
+}
+
+fn unmap_all(pieces: &[Piece]) {
+    for piece in pieces {
+        let (va, len) = (piece.va as u64, piece.len as u64);
+        if let Err(errno) = vfio::unmap(va, piece.iova, len) {
+            let error = error(errno);
+            log::error!(
+                target: crate::log::PORT,
+                "VFIO: {len} bytes at {va:#x} cannot be taken from the devices: {error}"
+            );
+        }
+    }
+}
+
+impl Container for EalContainer {
+    fn open(&self, bdf: &str) -> io::Result<OwnedFd> {
+        match vfio::open(&name(bdf)?) {
+            Ok(Some(device)) => Ok(device),
+            Ok(None) => Err(io::ErrorKind::NotFound.into()),
+            Err(errno) => Err(error(errno)),
+        }
+    }
+
+    fn close(&self, bdf: &str, device: OwnedFd) {
+        if let Ok(bdf) = name(bdf) {
+            vfio::close(&bdf, device);
+        }
+    }
+
+    fn map(&self, va: usize, len: usize) -> io::Result<Vec<Piece>> {
+        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pieces) = mapped.again(va, len) {
+            return Ok(pieces);
+        }
+        let pieces = match vfio::addresses_are_ours() {
+            true => vec![Piece {
+                va,
+                len,
+                iova: va as u64,
+            }],
+            false => pieces(va, len, vfio::iova)?,
+        };
+        for (done, piece) in pieces.iter().enumerate() {
+            if let Err(errno) = vfio::map(piece.va as u64, piece.iova, piece.len as u64) {
+                unmap_all(pieces.get(..done).unwrap_or_default());
+                return Err(error(errno));
+            }
+        }
+        mapped.insert(va, len, pieces.clone());
+        Ok(pieces)
+    }
+
+    fn unmap(&self, va: usize, len: usize) {
+        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        unmap_all(&mapped.remove(va, len).unwrap_or_default());
+    }
+
+    fn known(&self, va: usize, len: usize) -> Option<Piece> {
+        let first = vfio::segment(va)?;
+        let mut piece = Piece {
+            va: first.va,
+            len: first.len,
+            iova: first.iova,
+        };
+        // A packet may lie across pages, if devices see them side by side, too.
+        let end = va.checked_add(len)?;
+        while piece.va.checked_add(piece.len)? < end {
+            let next = vfio::segment(piece.va + piece.len)?;
+            if next.iova != piece.iova.checked_add(piece.len as u64)? {
+                return None;
+            }
+            piece.len = piece.len.checked_add(next.len)?;
+        }
+        Some(piece)
+    }
+
+    fn allocate(&self, len: usize) -> io::Result<Block> {
+        let memory = malloc::zeroed_array::<u64>(c"net_vhost dma", len / 8, eal::ANY_SOCKET);
+        let memory = memory.ok_or_else(|| error(libc::ENOMEM))?;
+        let va = memory.addr().get();
+        match self.known(va, len).and_then(|piece| piece.address(va, len)) {
+            // SAFETY: just allocated, zeroed, aligned to a cache line, and nobody else's.
+            Some(at) => Ok(unsafe { Block::new(memory.cast(), len, at.0) }),
+            None => {
+                // SAFETY: allocated just above, and not used.
+                unsafe { malloc::free(memory) };
+                Err(error(libc::ENOMEM))
+            }
+        }
+    }
+
+    fn free(&self, block: Block) {
+        // SAFETY: `allocate` took it from there, and no device uses it (contract of `free`).
+        unsafe { malloc::free(block.into_start()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_are_side_by_side_for_devices_are_one_piece() {
+        let iova = |va: usize| {
+            Some(match va {
+                0x1000..0x3000 => va as u64 + 0x10_0000,
+                0x3000 => 0x8000,
+                _ => 0x9000,
+            })
+        };
+
+        let found = pieces(0x1000, 0x4000, iova).unwrap();
+
+        let piece = |va, len, iova| Piece { va, len, iova };
+        let expected = [
+            piece(0x1000, 0x2000, 0x10_1000),
+            piece(0x3000, 0x2000, 0x8000),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn memory_with_a_page_that_nobody_knows_is_not_mapped() {
+        let found = pieces(0x1000, 0x4000, |va| (va < 0x3000).then_some(va as u64));
+        assert_eq!(found.err().unwrap().raw_os_error(), Some(libc::EFAULT));
+    }
+}
