@@ -63,6 +63,7 @@ fn each_feature_bit_has_its_number_and_state() {
     let said = document();
     let source = read("src/session/features.rs");
     let mut offered = constants(between(&source, "fn offered(", "\n}"));
+    offered.extend(constants(between(&source, "fn word(", "\n}")));
     offered.extend(constants(between(&source, "fn added(", "\n}")));
     offered.extend(constants(between(&source, "fn offered_protocol(", "\n}")));
     let mut bits = 0;

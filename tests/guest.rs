@@ -3,31 +3,9 @@
 
 mod common;
 
-use std::fs;
-
-use common::{Backend, Driver, Guest, Image, Lab, Machine, Outcome, Testpmd};
-
-/// Starts the port, and lets testpmd answer ARP and pings.
-fn answering(lab: &Lab, backend: &Backend) -> Outcome<Testpmd> {
-    let mut back = backend.start(lab)?;
-    back.run("set fwd icmpecho")?;
-    back.run("start")?;
-    Ok(back)
-}
-
-/// A guest that has booted and reaches the port.
-fn connected(lab: &Lab, image: &Image, machine: &Machine, back: &mut Testpmd) -> Outcome<Guest> {
-    let mut guest = Guest::spawn(lab, image, machine)?;
-    guest.wait_for_boot()?;
-    guest.reach_the_backend()?;
-    back.wait_for_link(0, true)?;
-    Ok(guest)
-}
-
-/// QEMU leaves the socket of its monitor when it is killed.
-fn after_a_kill(lab: &Lab) {
-    let _ = fs::remove_file(lab.path("qemu.qmp"));
-}
+use common::{
+    Backend, Driver, Guest, Image, Lab, Machine, Outcome, after_a_kill, answering, connected,
+};
 
 /// A way to run one queue: what the NIC offers, and what the guest's driver makes of it.
 struct Ring {

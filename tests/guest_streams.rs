@@ -4,13 +4,12 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Driver, Guest, Image, Lab, Machine, Namespace, Nic, Outcome, SOON, Testpmd};
+use common::streams::{converse, noise, sha256, stream};
+use common::{Driver, Guest, Image, Lab, Machine, Namespace, Nic, Outcome, Testpmd};
 
 /// One NIC of the guest, its port and its tap. The names of link 2: socket `s2`, guest's `eth2` with
 /// 10.0.2.2, host's `tap2` with 10.0.2.1, testpmd's ports 4 and 5.
@@ -135,6 +134,7 @@ fn nics(links: &[Link], queues: u16) -> Vec<Nic> {
             socket: "",
             nic: link.nic,
             queues,
+            ..Machine::PLAIN
         },
     };
     (0..).zip(links).map(nic).collect()
@@ -160,100 +160,6 @@ fn bring_up(guest: &mut Guest, id: usize, link: &Link) -> Outcome {
         "ip addr add 10.0.{id}.2/24 dev eth{id}; ip link set eth{id} up"
     ))?;
     guest.reach(&format!("10.0.{id}.1"))
-}
-
-/// Bytes without a pattern.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..length / 8).flat_map(|_| next()).collect()
-}
-
-/// What both sides' `sha256sum` prints of the same bytes.
-fn sha256(lab: &Lab, bytes: &[u8]) -> Outcome<String> {
-    let file = lab.path("bytes");
-    std::fs::write(&file, bytes).map_err(|error| format!("{}: {error}", file.display()))?;
-    let output = Command::new("sha256sum").arg(&file).output();
-    let output = output.map_err(|error| format!("sha256sum: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(text
-        .split_whitespace()
-        .next()
-        .unwrap_or_default()
-        .to_owned())
-}
-
-/// The next connection; no test waits for ever.
-fn accept(listener: &TcpListener) -> Outcome<TcpStream> {
-    let failed = |error: std::io::Error| format!("accept: {error}");
-    listener.set_nonblocking(true).map_err(failed)?;
-    let deadline = Instant::now() + SOON;
-    let stream = loop {
-        match listener.accept() {
-            Ok((stream, _)) => break stream,
-            Err(error) if error.kind() != std::io::ErrorKind::WouldBlock => {
-                return Err(failed(error).into());
-            }
-            Err(_) if Instant::now() >= deadline => return Err("no connection came".into()),
-            Err(_) => thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    stream.set_nonblocking(false).map_err(failed)?;
-    stream.set_read_timeout(Some(SOON)).map_err(failed)?;
-    stream.set_write_timeout(Some(SOON)).map_err(failed)?;
-    Ok(stream)
-}
-
-/// Sends all of `bytes` on the next connection and returns what comes back meanwhile.
-fn converse(listener: &TcpListener, bytes: &[u8]) -> Outcome<Vec<u8>> {
-    let stream = accept(listener)?;
-    let (mut reader, mut writer) = (&stream, &stream);
-    thread::scope(|scope| {
-        let sent = scope.spawn(move || {
-            writer.write_all(bytes)?;
-            stream_end(writer)
-        });
-        let mut received = Vec::new();
-        let read = reader.read_to_end(&mut received);
-        let sent = sent.join().map_err(|_| "the sender panicked")?;
-        sent.map_err(|error| format!("sending a stream: {error}"))?;
-        read.map_err(|error| format!("a stream after {} bytes: {error}", received.len()))?;
-        Ok(received)
-    })
-}
-
-fn stream_end(stream: &TcpStream) -> std::io::Result<()> {
-    stream.shutdown(Shutdown::Write)
-}
-
-/// Runs `nc` in the guest against the host, which sends `bytes`; returns what the host got and the
-/// hash of what the guest got.
-fn stream(
-    guest: &mut Guest,
-    listener: &TcpListener,
-    bytes: &[u8],
-    guest_sends: &str,
-) -> Outcome<(Vec<u8>, String)> {
-    let address = listener.local_addr().map_err(|error| error.to_string())?;
-    let (ip, port) = (address.ip(), address.port());
-    thread::scope(|scope| {
-        let host = scope.spawn(|| converse(listener, bytes));
-        let hash = guest.run(&format!(
-            "nc {ip} {port} <{guest_sends} >/got && sha256sum </got"
-        ));
-        let received = host.join().map_err(|_| "the host's side panicked")?;
-        let hash = hash?
-            .split_whitespace()
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        Ok((received?, hash))
-    })
 }
 
 /// One stream to the guest, and then one in each direction at once.
@@ -292,7 +198,7 @@ fn ping_pong(guest: &mut Guest, namespace: &Namespace, id: usize) -> Outcome {
 
 /// More datagrams than the guest can take; afterwards it must still answer at once.
 fn flood(guest: &mut Guest, namespace: &Namespace, id: u8) -> Outcome {
-    let socket = namespace.datagrams()?;
+    let socket = namespace.datagrams(0)?;
     let to = SocketAddr::from((Ipv4Addr::new(10, 0, id, 2), 9));
     let until = Instant::now() + Duration::from_millis(500);
     while Instant::now() < until {

@@ -55,6 +55,7 @@ const UNSAFE: &[&str] = &[
     "datapath/copy.rs",
     "datapath/offloaded.rs",
     "memory/shared.rs",
+    "memory/lookaside.rs",
     "memory/region.rs",
     "memory/uffd.rs",
     "dma/dmadev.rs",

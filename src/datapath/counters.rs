@@ -28,6 +28,10 @@ pub struct QueueCounters {
     pub guest_notifications: AtomicU64,
     /// Calls that failed, or that the driver wanted without a way to make them.
     pub guest_notifications_error: AtomicU64,
+    /// Addresses of the driver's whose translation was known.
+    pub iotlb_hits: AtomicU64,
+    /// Addresses of the driver's that had to wait for one.
+    pub iotlb_misses: AtomicU64,
     /// Packet buffers that could not be allocated.
     pub mbuf_alloc_failed: AtomicU64,
     /// Chains given back unused: an index, an address, a table or an access that does not fit.

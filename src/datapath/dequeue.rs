@@ -7,10 +7,11 @@ use super::offload::take_up;
 use super::{
     IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange, MemoryTable, Space, Translate};
+use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
     Chain, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walk, Walked,
+    after_a_miss,
 };
 
 /// The longest frame that is taken from a driver. Segmentation offload ends at 64 KB and some
@@ -68,13 +69,17 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
     let Virtqueue {
         ring,
         memory,
+        lookaside,
         notifier,
         chain,
         ..
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut cursor = S::cursor(memory);
+    // And by how the driver's addresses are to be read.
+    let Some(mut cursor) = S::cursor(memory, lookaside) else {
+        return 0;
+    };
     let mut tally = Tally::new(counters);
     let room = pool.room();
     let mut received = 0;
@@ -133,7 +138,8 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
             break;
         }
         let rest = out.get_mut(received..).unwrap_or_default();
-        match dequeue_chain::<R, S, P, F>(ring, memory, chain, pool, rest, (features, counters)) {
+        let apart = S::apart(&mut cursor, memory);
+        match dequeue_chain::<R, _, P, F>(ring, apart, chain, pool, rest, (features, counters)) {
             Outcome::Received => received += 1,
             Outcome::Dropped => {}
             Outcome::End => break,
@@ -142,7 +148,7 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
             break;
         }
     }
-    publish(ring, notifier, counters);
+    publish(ring, notifier, cursor, counters);
     tally.flush();
     received
 }
@@ -187,15 +193,14 @@ fn narrow(len: usize) -> u32 {
 
 /// The general body: the chain at the front of the ring, whatever it looks like.
 #[inline(never)]
-fn dequeue_chain<R: Ring, S: Space, P: PacketPool, const F: u32>(
+fn dequeue_chain<'m, R: Ring, A: Translate<'m>, P: PacketPool, const F: u32>(
     ring: &mut R,
-    memory: &MemoryTable,
+    mut cursor: A,
     chain: &mut Chain,
     pool: &mut P,
     out: &mut [P::Packet],
     (features, counters): (u64, &QueueCounters),
 ) -> Outcome {
-    let mut cursor = S::cursor(memory);
     let room = pool.room() as u64;
     let longest = if pool.chains() {
         MAX_FRAME
@@ -276,7 +281,11 @@ fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     chain.clear();
     let header = header_len(F) as u64;
     let walked = match ring.walk(0, chain, cursor) {
-        Walk::Nothing | Walk::Miss { .. } => return Look::Nothing,
+        Walk::Nothing => return Look::Nothing,
+        Walk::Miss { .. } => {
+            after_a_miss(ring, chain, cursor);
+            return Look::Nothing;
+        }
         Walk::Malformed { id, slots } => {
             add(&counters.drop_bad_desc, 1);
             return Look::Dropped { id, slots };

@@ -6,11 +6,11 @@ use super::counters::add;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
-use crate::memory::{Cursor, GuestRange, MemoryTable, Space, Translate};
+use crate::memory::{Cursor, GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan, Refused};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
-    VRING_DESC_F_WRITE, Virtqueue, Walk, Walked,
+    VRING_DESC_F_WRITE, Virtqueue, Walk, Walked, after_a_miss, look_ahead,
 };
 
 /// A packet and the one buffer that it fits into.
@@ -42,13 +42,17 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
     let Virtqueue {
         ring,
         memory,
+        lookaside,
         notifier,
         chain,
         ..
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
-    let mut cursor = S::cursor(memory);
+    // And by how the driver's addresses are to be read.
+    let Some(mut cursor) = S::cursor(memory, lookaside) else {
+        return 0;
+    };
     let mut tally = Tally::new(counters);
     let mut taken = 0;
     chain.begin_burst();
@@ -79,8 +83,8 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
         let Some(&next) = packets.get(taken) else {
             break;
         };
-        match enqueue_chains::<R, S, P::Packet, F>(ring, memory, chain, (next, features), counters)
-        {
+        let apart = S::apart(&mut cursor, memory);
+        match enqueue_chains::<R, _, P::Packet, F>(ring, apart, chain, (next, features), counters) {
             Outcome::Sent | Outcome::Dropped => taken += 1,
             Outcome::NoRoom => break,
         }
@@ -88,7 +92,8 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
             break;
         }
     }
-    publish(ring, notifier, counters);
+    look_ahead(ring, chain, &mut cursor);
+    publish(ring, notifier, cursor, counters);
     tally.flush();
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
@@ -148,14 +153,13 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 
 /// The general body: any packet, any chains, for a driver with these features.
 #[inline(never)]
-fn enqueue_chains<R: Ring, S: Space, T: Packet, const F: u32>(
+fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
     ring: &mut R,
-    memory: &MemoryTable,
+    mut cursor: A,
     chain: &mut Chain,
     (packet, features): (T, u64),
     counters: &QueueCounters,
 ) -> Outcome {
-    let mut cursor = S::cursor(memory);
     let available = ring.available(u16::MAX);
     if available == 0 {
         return Outcome::NoRoom;
@@ -241,7 +245,11 @@ pub(super) fn reserve<'m, R: Ring, A: Translate<'m>, const F: u32>(
         }
         let before = chain.len();
         let (walked, id, more) = match ring.walk(slots, chain, cursor) {
-            Walk::Nothing | Walk::Miss { .. } => return Err(Outcome::NoRoom),
+            Walk::Nothing => return Err(Outcome::NoRoom),
+            Walk::Miss { .. } => {
+                after_a_miss(ring, chain, cursor);
+                return Err(Outcome::NoRoom);
+            }
             Walk::Malformed { id, slots } => (None, id, slots),
             Walk::Complete(walked) => {
                 let writable = |segment: &Segment| segment.writable;

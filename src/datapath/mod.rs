@@ -23,6 +23,7 @@ pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 pub use crate::virtio_net::{Asked, Datagram, Headers, Ip, Transport, ip_checksum_is_right};
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
+use crate::memory::{Lookups, Translate};
 use crate::virtqueue::{Notified, Notifier, Ring};
 
 /// The most packets that go through one pass of the short body.
@@ -51,7 +52,29 @@ const fn count(packets: usize) -> u16 {
 
 /// Ends a burst: the driver sees what was given back, and is called when it wants to be.
 #[inline(always)]
-fn publish<R: Ring>(ring: &mut R, notifier: &Notifier, counters: &QueueCounters) {
+fn publish<'m, R: Ring>(
+    ring: &mut R,
+    notifier: &Notifier,
+    cursor: impl Translate<'m>,
+    counters: &QueueCounters,
+) {
+    count_lookups(cursor, counters);
+    tell(ring, notifier, counters);
+}
+
+/// Ends the translations of a burst.
+#[inline(always)]
+fn count_lookups<'m>(cursor: impl Translate<'m>, counters: &QueueCounters) {
+    let Lookups { hits, misses } = cursor.finish();
+    if hits | misses != 0 {
+        add(&counters.iotlb_hits, hits);
+        add(&counters.iotlb_misses, misses);
+    }
+}
+
+/// The driver sees what was given back, and is called when it wants to be.
+#[inline(always)]
+fn tell<R: Ring>(ring: &mut R, notifier: &Notifier, counters: &QueueCounters) {
     if !ring.publish_used() {
         return;
     }

@@ -13,13 +13,14 @@ use super::enqueue::{Outcome, Scatter, plan, reserve};
 use super::select::select_offloaded;
 use super::underway::Underway;
 use super::{
-    EnqueueBurst, PASS, Packet, QueueCounters, Release, Tally, add, count, header_len, publish,
+    EnqueueBurst, PASS, Packet, QueueCounters, Release, Tally, add, count, count_lookups,
+    header_len, tell,
 };
 use crate::dma::channel::{Burst, Channel};
 use crate::dma::flight::{Flight, Given};
 use crate::memory::{GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan};
-use crate::virtqueue::{Chain, Reserved, Ring, Virtqueue};
+use crate::virtqueue::{Chain, Reserved, Ring, Virtqueue, look_ahead};
 
 /// A burst with fewer copies does not ring an engine's doorbell, unless something is under way.
 const LEAST_COPIES: u32 = 4;
@@ -84,6 +85,11 @@ impl<P: Release> Offloaded<P> {
     /// The virtqueue.
     pub fn virtqueue(&self) -> &Virtqueue {
         &self.virtqueue
+    }
+
+    /// The virtqueue, to be changed while nothing is under way.
+    pub fn virtqueue_mut(&mut self) -> &mut Virtqueue {
+        &mut self.virtqueue
     }
 
     /// Whether nothing is under way.
@@ -190,11 +196,16 @@ fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
     let Virtqueue {
         ring,
         memory,
+        lookaside,
         chain,
         ..
     } = vq;
     // `select` chose the burst by the layout.
     let Some(ring) = R::of(ring) else { return 0 };
+    // And by how the driver's addresses are to be read.
+    let Some(mut cursor) = S::cursor(memory, lookaside) else {
+        return 0;
+    };
     let threshold = way.engines.threshold();
     let mut mover = Mover {
         flight: &mut way.flight,
@@ -206,7 +217,6 @@ fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
         packets: 0,
         small: 0,
     };
-    let mut cursor = S::cursor(memory);
     let mut taken = 0;
     chain.begin_burst();
     for &packet in packets {
@@ -222,7 +232,8 @@ fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
         taken += 1;
     }
     mover.finish();
-    drop(cursor);
+    look_ahead(ring, chain, &mut cursor);
+    count_lookups(cursor, counters);
     if way.flight.lands() {
         land::<R, P>(vq, &mut way.flight, (pool, usize::MAX), counters);
     }
@@ -262,7 +273,7 @@ fn land<R: Ring, P: Release>(
         pool.release(packets);
         all += packets.len();
     }
-    publish(ring, notifier, counters);
+    tell(ring, notifier, counters);
     tally.flush();
     if redone != 0 {
         add(&counters.dma.redone, redone);

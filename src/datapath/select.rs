@@ -5,7 +5,7 @@ use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
 use super::offloaded::{Bodies, bodies};
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
-use crate::memory::{Physical, Space};
+use crate::memory::{Physical, Space, Translated};
 use crate::virtio_net::{
     VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF,
     driver_asks,
@@ -44,9 +44,12 @@ fn flags(features: u64) -> u32 {
 
 /// The burst that dequeues from `vq`.
 pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
-    match &vq.ring {
-        Layout::Split(_) => dequeue::<SplitRing, Physical, P>(vq.features()),
-        Layout::Packed(_) => dequeue::<PackedRing, Physical, P>(vq.features()),
+    type Behind = Translated<false>;
+    match (&vq.ring, &vq.lookaside) {
+        (Layout::Split(_), None) => dequeue::<SplitRing, Physical, P>(vq.features()),
+        (Layout::Packed(_), None) => dequeue::<PackedRing, Physical, P>(vq.features()),
+        (Layout::Split(_), Some(_)) => dequeue::<SplitRing, Behind, P>(vq.features()),
+        (Layout::Packed(_), Some(_)) => dequeue::<PackedRing, Behind, P>(vq.features()),
     }
 }
 
@@ -69,9 +72,12 @@ fn dequeue<R: Ring, S: Space, P: PacketPool>(features: u64) -> DequeueBurst<P> {
 
 /// The burst that enqueues to `vq`.
 pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
-    match &vq.ring {
-        Layout::Split(_) => enqueue::<SplitRing, Physical, P>(vq.features()),
-        Layout::Packed(_) => enqueue::<PackedRing, Physical, P>(vq.features()),
+    type Behind = Translated<true>;
+    match (&vq.ring, &vq.lookaside) {
+        (Layout::Split(_), None) => enqueue::<SplitRing, Physical, P>(vq.features()),
+        (Layout::Packed(_), None) => enqueue::<PackedRing, Physical, P>(vq.features()),
+        (Layout::Split(_), Some(_)) => enqueue::<SplitRing, Behind, P>(vq.features()),
+        (Layout::Packed(_), Some(_)) => enqueue::<PackedRing, Behind, P>(vq.features()),
     }
 }
 
@@ -87,10 +93,13 @@ fn enqueue<R: Ring, S: Space, P: Release>(features: u64) -> EnqueueBurst<P> {
 
 /// The same for a virtqueue with copy engines.
 pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue) -> Bodies<P> {
+    type Behind = Translated<true>;
     let plain = select_enqueue::<P>(vq);
-    match &vq.ring {
-        Layout::Split(_) => offloaded::<SplitRing, Physical, P>(vq.features(), plain),
-        Layout::Packed(_) => offloaded::<PackedRing, Physical, P>(vq.features(), plain),
+    match (&vq.ring, &vq.lookaside) {
+        (Layout::Split(_), None) => offloaded::<SplitRing, Physical, P>(vq.features(), plain),
+        (Layout::Packed(_), None) => offloaded::<PackedRing, Physical, P>(vq.features(), plain),
+        (Layout::Split(_), Some(_)) => offloaded::<SplitRing, Behind, P>(vq.features(), plain),
+        (Layout::Packed(_), Some(_)) => offloaded::<PackedRing, Behind, P>(vq.features(), plain),
     }
 }
 

@@ -63,7 +63,7 @@ pub fn spawn(name: &CStr, body: Body) -> io::Result<ControlThread> {
 /// Our threads are shallow, and an application that has called mlockall(2) pays for each byte of each
 /// stack. Later versions of DPDK do not let us choose.
 #[cfg(dpdk_22_11)]
-const STACK: usize = 512 * 1024;
+const STACK: usize = 256 * 1024;
 
 #[cfg(dpdk_22_11)]
 fn create(name: &CStr, argument: *mut c_void) -> Result<Id, c_int> {

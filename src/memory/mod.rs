@@ -4,19 +4,23 @@
 //! A [`MemoryTable`] is immutable and shared by [`Arc`](std::sync::Arc): whoever can translate an
 //! address also keeps the mapping alive. Nothing here takes a lock.
 
+mod iotlb;
+mod lookaside;
 mod region;
 mod shared;
 mod table;
 mod translate;
 mod uffd;
 
+pub use iotlb::{Access, Extent, Iotlb, IovaRange, Miss};
+pub use lookaside::{IotlbCursor, Lookaside, Questions, Translated};
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
     Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestU16s, GuestUsed,
     GuestUsedElements, GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
-pub use translate::{Fault, Physical, Piece, Space, Translate};
+pub use translate::{Ahead, Fault, Lookups, Physical, Piece, Space, Translate};
 pub use uffd::Userfault;
 
 /// A guest-physical address.

@@ -117,6 +117,45 @@ impl<'m> GuestRange<'m> {
     }
 }
 
+/// Where a range lies in our address space, for whoever keeps its table in another way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place(NonNull<u8>);
+
+// SAFETY: an address; `Place::range` asks for the table.
+unsafe impl Send for Place {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Place {}
+
+impl Place {
+    /// A place that no range has.
+    pub(super) const NOWHERE: Self = Self(NonNull::dangling());
+
+    /// Where `range` begins.
+    pub(super) fn of(range: GuestRange<'_>) -> Self {
+        Self(range.start)
+    }
+
+    /// `len` bytes, `skip` bytes after this place.
+    ///
+    /// # Safety
+    ///
+    /// This is where a range of `table` begins that has at least `skip + len` bytes.
+    #[inline(always)]
+    pub(super) unsafe fn range(
+        self,
+        skip: usize,
+        len: usize,
+        _table: &MemoryTable,
+    ) -> GuestRange<'_> {
+        GuestRange {
+            // SAFETY: inside that range (caller).
+            start: unsafe { self.0.add(skip) },
+            len,
+            table: PhantomData,
+        }
+    }
+}
+
 /// Translates guest-physical addresses, remembering the last region in registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'m> {
@@ -214,25 +253,35 @@ impl<'m> Cursor<'m> {
     /// The two words at `at`, a descriptor, read once; they need not be aligned, and may cross from
     /// one region to the next.
     pub(super) fn descriptor_words(&mut self, at: Gpa) -> Option<[u64; 2]> {
-        let mut bytes = [0; Descriptor::SIZE];
-        let mut filled = 0;
-        while filled < bytes.len() {
+        words(|filled, wanted| {
             let from = Gpa(at.0.checked_add(filled as u64)?);
-            let piece = self.piece(from, bytes.len() - filled)?;
-            let rest = bytes.get_mut(filled..)?;
-            // SAFETY: `piece.len` bytes are mapped, and at most the length of `rest`, which is our
-            // own stack and so does not overlap them. The bytes may change; the copy counts.
-            unsafe {
-                piece
-                    .as_ptr()
-                    .copy_to_nonoverlapping(rest.as_mut_ptr(), piece.len)
-            };
-            filled += piece.len;
-        }
-        let (addr, rest) = bytes.split_at(8);
-        let word = |half: &[u8]| half.try_into().map(u64::from_ne_bytes).ok();
-        Some([word(addr)?, word(rest)?])
+            self.piece(from, wanted)
+        })
     }
+}
+
+/// The two words of a descriptor, out of the pieces that `find` gives: it is asked for what follows the
+/// bytes so far, and how many are left. `None` when it has none.
+pub(super) fn words<'m>(
+    mut find: impl FnMut(usize, usize) -> Option<GuestRange<'m>>,
+) -> Option<[u64; 2]> {
+    let mut bytes = [0; Descriptor::SIZE];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let rest = bytes.get_mut(filled..)?;
+        let piece = find(filled, rest.len())?.first(rest.len());
+        // SAFETY: `piece.len` bytes are mapped, and at most the length of `rest`, which is our own
+        // stack and so does not overlap them. The bytes may change; the copy counts.
+        unsafe {
+            piece
+                .as_ptr()
+                .copy_to_nonoverlapping(rest.as_mut_ptr(), piece.len)
+        };
+        filled += piece.len;
+    }
+    let (addr, rest) = bytes.split_at(8);
+    let word = |half: &[u8]| half.try_into().map(u64::from_ne_bytes).ok();
+    Some([word(addr)?, word(rest)?])
 }
 
 /// A descriptor as the driver wrote it, copied out (VIRTIO 1.2, 2.7.5 and 2.8.13).

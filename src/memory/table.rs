@@ -126,6 +126,21 @@ impl MemoryTable {
         (at.0 - config.gpa.0 < config.size).then_some(region)
     }
 
+    /// Where frontend address `at` lies, and how many bytes its region has from there on.
+    pub fn gpa(&self, at: Uva) -> Option<(Gpa, u64)> {
+        self.regions.iter().find_map(|region| {
+            let config = region.config();
+            let skip = at.0.wrapping_sub(config.uva.0);
+            (skip < config.size).then(|| (Gpa(config.gpa.0 + skip), config.size - skip))
+        })
+    }
+
+    /// The frontend's address of `at`.
+    pub fn uva(&self, at: Gpa) -> Option<Uva> {
+        let config = self.find(at)?.config();
+        Some(Uva(at.0 - config.gpa.0 + config.uva.0))
+    }
+
     /// A cursor for translating many addresses; it remembers the region of the last one.
     #[inline(always)]
     pub fn cursor(&self) -> Cursor<'_> {

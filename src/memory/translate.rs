@@ -1,7 +1,7 @@
 //! From the addresses that a driver writes into descriptors to bytes.
 #![forbid(unsafe_code)]
 
-use super::{Cursor, Descriptor, Gpa, GuestRange, Iova, MemoryTable};
+use super::{Cursor, Descriptor, Gpa, GuestRange, Iova, Lookaside, MemoryTable};
 
 /// Why an address has no bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,24 @@ pub struct Piece {
     pub gpa: Gpa,
     /// How many there are; 0 only when no more were wanted.
     pub len: usize,
+}
+
+/// How far a ring was looked through, ahead of what is taken from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ahead {
+    /// The position behind the last slot that was looked at.
+    pub until: Option<u16>,
+    /// For so many more slots it is worth while.
+    pub slots: u32,
+}
+
+/// How often a burst looked for a translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// It was known.
+    pub hits: u64,
+    /// It was not.
+    pub misses: u64,
 }
 
 /// Finds what the addresses in descriptors mean, for one direction of the ring.
@@ -44,6 +62,33 @@ pub trait Translate<'m> {
 
     /// For what is already known to be guest-physical.
     fn memory(&mut self) -> &mut Cursor<'m>;
+
+    /// How far the ring was looked through for what has to be asked; `None` when nothing ever has.
+    #[inline(always)]
+    fn ahead(&mut self) -> Option<&mut Ahead> {
+        None
+    }
+
+    /// Whether this burst has asked for something that nobody asked for before.
+    #[inline(always)]
+    fn asked(&self) -> bool {
+        false
+    }
+
+    /// Whether it is of use to ask more in this burst.
+    #[inline(always)]
+    fn may_ask(&self) -> bool {
+        false
+    }
+
+    /// Ends the burst: the questions go out.
+    #[inline(always)]
+    fn finish(self) -> Lookups
+    where
+        Self: Sized,
+    {
+        Lookups::default()
+    }
 
     /// The descriptor at `at` in an indirect table.
     ///
@@ -98,9 +143,59 @@ impl<'m> Translate<'m> for Cursor<'m> {
 pub trait Space {
     /// Translates them during a burst.
     type Cursor<'m>: Translate<'m>;
+    /// Translates them for the general body, which a burst leaves to now and then.
+    type Apart<'c, 'm: 'c>: Translate<'m>;
 
-    /// A cursor for the descriptors of a ring whose buffers lie in `memory`.
-    fn cursor(memory: &MemoryTable) -> Self::Cursor<'_>;
+    /// A cursor for the descriptors of a ring whose buffers lie in `memory`; `None` when it is another
+    /// space's ring, by its `lookaside`.
+    fn cursor<'m>(
+        memory: &'m MemoryTable,
+        lookaside: &'m mut Option<Box<Lookaside>>,
+    ) -> Option<Self::Cursor<'m>>;
+
+    /// For the general body, in the middle of a burst.
+    fn apart<'c, 'm: 'c>(
+        cursor: &'c mut Self::Cursor<'m>,
+        memory: &'m MemoryTable,
+    ) -> Self::Apart<'c, 'm>;
+}
+
+/// In another function.
+impl<'m, T: Translate<'m>> Translate<'m> for &mut T {
+    #[inline(always)]
+    fn whole(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        T::whole(self, at, len)
+    }
+
+    #[inline(always)]
+    fn piece(&mut self, at: Iova, len: usize) -> Result<Piece, Fault> {
+        T::piece(self, at, len)
+    }
+
+    #[inline(always)]
+    fn descriptor_words(&mut self, at: Iova) -> Result<[u64; 2], Fault> {
+        T::descriptor_words(self, at)
+    }
+
+    #[inline(always)]
+    fn memory(&mut self) -> &mut Cursor<'m> {
+        T::memory(self)
+    }
+
+    #[inline(always)]
+    fn ahead(&mut self) -> Option<&mut Ahead> {
+        T::ahead(self)
+    }
+
+    #[inline(always)]
+    fn asked(&self) -> bool {
+        T::asked(self)
+    }
+
+    #[inline(always)]
+    fn may_ask(&self) -> bool {
+        T::may_ask(self)
+    }
 }
 
 /// Guest-physical addresses.
@@ -109,9 +204,19 @@ pub enum Physical {}
 
 impl Space for Physical {
     type Cursor<'m> = Cursor<'m>;
+    type Apart<'c, 'm: 'c> = Cursor<'m>;
 
     #[inline(always)]
-    fn cursor(memory: &MemoryTable) -> Cursor<'_> {
+    fn cursor<'m>(
+        memory: &'m MemoryTable,
+        _lookaside: &'m mut Option<Box<Lookaside>>,
+    ) -> Option<Cursor<'m>> {
+        Some(memory.cursor())
+    }
+
+    /// A new one, so that the burst's stays in registers.
+    #[inline(always)]
+    fn apart<'c, 'm: 'c>(_cursor: &'c mut Cursor<'m>, memory: &'m MemoryTable) -> Cursor<'m> {
         memory.cursor()
     }
 }

@@ -223,6 +223,16 @@ impl TxLane {
         });
     }
 
+    /// Empties the queue, and runs `work` on its virtqueue.
+    pub(super) fn alter(&self, work: &mut dyn FnMut(&mut Virtqueue)) {
+        self.gate.with(|offloaded| {
+            if let Some(offloaded) = offloaded {
+                self.empty(offloaded);
+                work(offloaded.virtqueue_mut());
+            }
+        });
+    }
+
     fn empty(&self, offloaded: &mut Offloaded<TxRelease>) {
         offloaded.drain(&mut TxRelease, self.counters());
         self.busy.store(!offloaded.is_empty(), Ordering::Relaxed);

@@ -55,6 +55,25 @@ impl SessionEvents for Port {
         }
     }
 
+    fn alter(&self, index: u16, work: &mut dyn FnMut(&mut Virtqueue)) {
+        let pair = usize::from(index / 2);
+        if index % 2 == 1 {
+            if let Some(vring) = self.rx.get(pair) {
+                vring.alter(work);
+            }
+        } else if let Some(lane) = self.tx_lane(index / 2) {
+            lane.alter(work);
+        } else if let Some(vring) = self.tx.get(pair) {
+            vring.alter(work);
+        }
+    }
+
+    fn look_again(&self, index: u16) {
+        if index % 2 == 1 {
+            self.wake_if_owed(index / 2);
+        }
+    }
+
     fn queue_state(&self, index: u16, ready: bool) {
         if lock(&self.events).set(index, ready) {
             self.raise(Event::QueueState);

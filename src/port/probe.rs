@@ -78,23 +78,11 @@ fn node(device: VdevDevice) -> c_int {
     }
 }
 
-/// Says which devargs do nothing here, so that nobody looks for their effect elsewhere.
-fn warn_without_effect(name: &str, config: &PortConfig) {
-    if config.iommu_support {
-        log::warn!(
-            target: PORT,
-            "{name}: iommu-support=1 has no effect in this version: a virtual IOMMU is not offered \
-             to guests"
-        );
-    }
-}
-
 /// Makes a port: data only, neither socket nor thread.
 fn create(device: VdevDevice) -> Result<(), PortError> {
     let args = device.args().to_str().map_err(|_| PortError::NotText)?;
     let config = PortConfig::parse(args)?;
     let name = device.name().to_string_lossy().into_owned();
-    warn_without_effect(&name, &config);
     for entry in config.dma.iter().flat_map(|dma| &dma.doubled) {
         log::warn!(target: PORT, "{name}: dmas: {entry}: the queue has that engine already");
     }

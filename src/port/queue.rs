@@ -137,6 +137,7 @@ pub(super) fn offer(config: &PortConfig) -> Offer {
         ext_buffer: config.ext_buffer,
         postcopy: config.postcopy_support,
         datagrams: config.tso && can_tell_datagrams(),
+        iommu: config.iommu_support,
     }
 }
 

@@ -107,6 +107,15 @@ impl<B> Vring<B> {
         Some(self.gate.take()?.virtqueue)
     }
 
+    /// Runs `work` on the virtqueue while no lcore touches it.
+    pub(super) fn alter(&self, work: &mut dyn FnMut(&mut Virtqueue)) {
+        self.gate.with(|running| {
+            if let Some(running) = running {
+                work(&mut running.virtqueue);
+            }
+        });
+    }
+
     /// Says where the next burst begins.
     #[inline(always)]
     pub(super) fn publish_next(&self, next_available: u16) {

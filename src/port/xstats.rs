@@ -34,8 +34,8 @@ const STOCK: &[Entry] = &[
     ),
     #[cfg(not(dpdk_22_11))]
     ("guest_notifications_suppressed", None),
-    ("iotlb_hits", None),
-    ("iotlb_misses", None),
+    ("iotlb_hits", Some(|c| &c.iotlb_hits)),
+    ("iotlb_misses", Some(|c| &c.iotlb_misses)),
     ("inflight_submitted", None),
     ("inflight_completed", None),
     #[cfg(not(dpdk_22_11))]

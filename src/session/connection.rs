@@ -106,7 +106,8 @@ impl Connection {
 
     /// Waits for a message, or for the turn.
     fn step(&mut self) -> Result<(), End> {
-        let readable = self.bell.wait(Some(self.socket.as_fd()), None);
+        let timeout = self.device().timeout();
+        let readable = self.bell.wait(Some(self.socket.as_fd()), timeout);
         if !readable.map_err(End::System)? {
             self.device().settle();
             return Ok(());

@@ -87,6 +87,23 @@ pub(super) enum RequestError {
     /// Not a stream socket.
     #[error("the file is no stream socket")]
     NotASocket,
+    /// No such kind of message about the IOMMU, from a frontend.
+    #[error("type {0}, neither an update (2) nor an invalidation (3)")]
+    IotlbType(u8),
+    /// An access that nobody knows, or none.
+    #[error("access {0:#x}; 1 to read, 2 to write, 3 for both")]
+    IotlbAccess(u8),
+    /// An empty range, or one that goes past the last address.
+    #[error("{size:#x} bytes at {iova:#x}")]
+    IotlbRange {
+        /// First address.
+        iova: u64,
+        /// Length in bytes.
+        size: u64,
+    },
+    /// A translation to nowhere.
+    #[error("address {0:#x} is in no memory region")]
+    IotlbAddress(u64),
     /// A region cannot be mapped.
     #[error("region {nth}, {size:#x} bytes at guest {gpa:#x}, not mapped: {source}")]
     Map {

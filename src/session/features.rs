@@ -118,11 +118,17 @@ pub struct Offer {
     pub postcopy: bool,
     /// Packets can say that they stand for datagrams, not for fragments of one.
     pub datagrams: bool,
+    /// The device may be behind an IOMMU.
+    pub iommu: bool,
 }
 
 /// The virtio features that a port offers.
 pub fn word(offer: Offer) -> u64 {
-    offered() & !withdrawn(offer) | added(offer)
+    let iommu = match offer.iommu {
+        true => VIRTIO_F_IOMMU_PLATFORM,
+        false => 0,
+    };
+    offered() & !withdrawn(offer) | added(offer) | iommu
 }
 
 /// The ones that the C driver does not have. By default there are none: a driver that acked one
@@ -272,6 +278,21 @@ mod tests {
         assert_eq!(given(true, true, false), 0xd_7c66_a7cb);
         assert_eq!(given(true, true, true), 0xd_7c66_ffcb);
         assert_eq!(given(false, true, true), 0xd_7c66_e7cb);
+    }
+
+    #[test]
+    fn an_iommu_is_a_bit_more() {
+        for tso in [false, true] {
+            let plain = Offer {
+                tso,
+                ..Offer::default()
+            };
+            let iommu = Offer {
+                iommu: true,
+                ..plain
+            };
+            assert_eq!(word(iommu) ^ word(plain), 1 << 33);
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 
-use super::device::Device;
+use super::device::{Device, IotlbMessage};
 use super::error::RequestError;
 use super::wire::{MAX_FILES, Message, Reply};
 
@@ -100,7 +100,7 @@ messages! {
     19 SEND_RARP: Zero, 8, Own(send_rarp);
     20 NET_SET_MTU: Zero, 8, Own(net_set_mtu);
     21 SET_BACKEND_REQ_FD: One, 0, Own(set_backend_req_fd);
-    22 IOTLB_MSG: ANY, 0, Refused;
+    22 IOTLB_MSG: Zero, 32, Own(iotlb_msg);
     23 SET_VRING_ENDIAN: ANY, 0, Refused;
     24 GET_CONFIG: ANY, 0, Refused;
     25 SET_CONFIG: ANY, 0, Refused;
@@ -240,6 +240,11 @@ fn set_backend_req_fd(device: &mut Device, _body: &[u8], files: Vec<OwnedFd>) ->
     let is_socket = |file: &OwnedFd| matches!(socket_type(file), Ok(SocketType::STREAM));
     let channel = channel.filter(is_socket).ok_or(RequestError::NotASocket)?;
     device.set_channel(channel);
+    Ok(None)
+}
+
+fn iotlb_msg(device: &mut Device, body: &[u8], _files: Vec<OwnedFd>) -> Outcome {
+    device.iotlb(IotlbMessage::from_bytes(body))?;
     Ok(None)
 }
 

@@ -22,7 +22,7 @@ mod wire;
 
 pub use endpoint::{Endpoint, EndpointError, Frontend};
 pub use spawn::{Join, Spawn, StdThreads};
-pub use vring::{SetupError, VringSetup};
+pub use vring::{SetupError, Translated, VringSetup};
 
 use crate::virtqueue::Virtqueue;
 
@@ -70,6 +70,13 @@ pub trait SessionEvents: Send + Sync {
 
     /// Takes vring `index` back. When this returns, no lcore touches it. `None`: nothing was given.
     fn take(&self, index: u16) -> Option<Virtqueue>;
+
+    /// Runs `work` on vring `index` while no lcore touches it; not at all when nothing was given.
+    fn alter(&self, index: u16, work: &mut dyn FnMut(&mut Virtqueue));
+
+    /// What stood in the way of vring `index` may be gone: whoever sleeps until it has something
+    /// should look again.
+    fn look_again(&self, index: u16);
 
     /// Vring `index` turned ready or not ready: `RTE_ETH_EVENT_QUEUE_STATE`.
     fn queue_state(&self, index: u16, ready: bool);

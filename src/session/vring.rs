@@ -12,7 +12,9 @@ use vm_memory::GuestMemoryMmap;
 
 use super::error::RequestError;
 use super::features::{VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX};
-use crate::memory::{AreaError, MemoryTable};
+use crate::memory::{
+    Access, AreaError, Gpa, Iotlb, Iova, IovaRange, Lookaside, MemoryTable, Miss, Questions, Uva,
+};
 use crate::virtqueue::{RingAreas, RingConfig, Virtqueue};
 
 /// The most descriptors of a ring.
@@ -36,9 +38,86 @@ pub enum SetupError {
     /// An area is not usable.
     #[error("{0}")]
     Area(#[from] AreaError),
+    /// What an address of an area means is not known yet.
+    #[error("waits for the translation of {:#x}", .0.iova.0)]
+    Miss(Miss),
+    /// An area whose translations do not lie side by side.
+    #[error("{len} bytes at I/O virtual {iova:#x} lie in pieces, or cannot be reached")]
+    Scattered {
+        /// First address.
+        iova: u64,
+        /// Length in bytes.
+        len: u64,
+    },
     /// The system refused.
     #[error("call eventfd: {0}")]
     Call(#[from] io::Error),
+}
+
+/// What a vring behind an IOMMU needs beside its setup. The addresses of its areas are I/O virtual
+/// ones then.
+#[derive(Debug)]
+pub struct Translated {
+    /// All that is known.
+    pub iotlb: Arc<Iotlb>,
+    /// What the vring does with its buffers.
+    pub need: Access,
+    /// Where it asks for what is not known.
+    pub questions: Arc<Questions>,
+}
+
+fn iovas(areas: RingAreas) -> [Iova; 3] {
+    [areas.descriptors, areas.available, areas.used].map(|at| Iova(at.0))
+}
+
+impl Translated {
+    /// Where the areas lie in the frontend's address space.
+    fn areas(&self, config: &RingConfig, memory: &MemoryTable) -> Result<RingAreas, SetupError> {
+        let mut found = [Uva(0); 3];
+        let areas = iovas(config.areas).into_iter().zip(config.needs());
+        for ((at, (len, need)), found) in areas.zip(&mut found) {
+            *found = self.area(at, len, need, memory)?;
+        }
+        let [descriptors, available, used] = found;
+        Ok(RingAreas {
+            descriptors,
+            available,
+            used,
+        })
+    }
+
+    fn area(
+        &self,
+        at: Iova,
+        len: u64,
+        need: Access,
+        memory: &MemoryTable,
+    ) -> Result<Uva, SetupError> {
+        let scattered = SetupError::Scattered { iova: at.0, len };
+        let Some(extent) = self.iotlb.extent(at, len, need) else {
+            return Err(SetupError::Miss(Miss { iova: at, need }));
+        };
+        let skip = at.0.wrapping_sub(extent.iova.0);
+        let there = extent.len.saturating_sub(skip);
+        if there < len {
+            let next = Iova(at.0.wrapping_add(there));
+            return Err(match self.iotlb.knows(next, need) {
+                true => scattered,
+                false => SetupError::Miss(Miss { iova: next, need }),
+            });
+        }
+        let gpa = Gpa(extent.gpa.0.wrapping_add(skip));
+        memory.uva(gpa).ok_or(scattered)
+    }
+
+    fn lookaside(&self, memory: &Arc<MemoryTable>) -> Lookaside {
+        Lookaside::new(
+            Arc::clone(memory),
+            Arc::clone(&self.iotlb),
+            self.need,
+            Arc::clone(&self.questions),
+        )
+    }
 }
 
 /// Where the driver's kicks come from.
@@ -200,19 +279,42 @@ impl VringSetup {
         &self,
         memory: Option<&Arc<MemoryTable>>,
         features: u64,
+        translated: Option<&Translated>,
     ) -> Result<Virtqueue, SetupError> {
         let memory = memory.filter(|memory| !memory.regions().is_empty());
         let memory = memory.ok_or(SetupError::NoMemory)?;
+        let mut config = self.config(features)?;
+        if let Some(translated) = translated {
+            config.areas = translated.areas(&config, memory)?;
+        }
+        let call = self.call.as_ref().map(File::try_clone).transpose()?;
+        let mut virtqueue = Virtqueue::map(config, memory, features, call)?;
+        if let Some(translated) = translated {
+            virtqueue.lookaside = Some(Box::new(translated.lookaside(memory)));
+        }
+        Ok(virtqueue)
+    }
+
+    fn config(&self, features: u64) -> Result<RingConfig, SetupError> {
         let packed = features & VIRTIO_F_RING_PACKED != 0;
-        let config = RingConfig {
+        Ok(RingConfig {
             size: self.size().ok_or(SetupError::NoSize)?,
             areas: self.areas.ok_or(SetupError::NoAddresses)?,
             base: self.base(packed),
             packed,
             event_idx: features & VIRTIO_RING_F_EVENT_IDX != 0,
+        })
+    }
+
+    /// Where the areas lie behind an IOMMU.
+    pub(super) fn lies_in(&self, features: u64) -> Vec<IovaRange> {
+        let Ok(config) = self.config(features) else {
+            return Vec::new();
         };
-        let call = self.call.as_ref().map(File::try_clone).transpose()?;
-        Ok(Virtqueue::map(config, memory, features, call)?)
+        let areas = iovas(config.areas).into_iter().zip(config.needs());
+        areas
+            .filter_map(|(at, (len, _))| IovaRange::new(at, len))
+            .collect()
     }
 }
 

@@ -148,6 +148,29 @@ impl Message {
     }
 }
 
+/// A message of ours, without a wish for an answer.
+pub(super) fn request(number: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(request_len(body.len()));
+    // A length that does not fit is no message of ours.
+    let size = u32::try_from(body.len()).unwrap_or_default();
+    for word in [number, FLAG_VERSION, size] {
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Length of a message with a payload of `body` bytes.
+pub(super) const fn request_len(body: usize) -> usize {
+    HEADER + body
+}
+
+/// Sends as much of `bytes` as `socket` takes now; how many that was.
+pub(super) fn send_some(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    retry(|| rustix::net::send(&socket, bytes, flags))
+}
+
 /// What a request is answered with.
 #[derive(Debug, Default)]
 pub(super) struct Reply {

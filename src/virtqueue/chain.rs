@@ -155,6 +155,7 @@ impl Chain {
         }
         let mut bytes = 0;
         let mut index = 0;
+        let mut missed = false;
         for nth in 1..=entries {
             if index >= entries || !self.step() {
                 return Err(Fault::Malformed);
@@ -169,14 +170,19 @@ impl Chain {
             if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
                 return Err(Fault::Malformed);
             }
-            bytes += self.push(memory, descriptor)?;
+            match self.push(memory, descriptor) {
+                Ok(more) => bytes += more,
+                // On, to ask for the rest.
+                Err(Fault::Miss) => missed = true,
+                Err(Fault::Malformed) => return Err(Fault::Malformed),
+            }
             let last = if packed {
                 nth == entries
             } else {
                 descriptor.flags & VRING_DESC_F_NEXT == 0
             };
             if last {
-                return Ok(bytes);
+                return if missed { Err(Fault::Miss) } else { Ok(bytes) };
             }
             index = if packed { nth } else { descriptor.next.into() };
         }

@@ -4,6 +4,7 @@
 //! A [`Virtqueue`] comes out of the session's checks and goes into a [`Gate`]; while it is there,
 //! only the lcore that passed the gate touches it.
 
+mod ahead;
 mod chain;
 mod gate;
 mod notify;
@@ -15,6 +16,7 @@ mod split;
 use std::fs::File;
 use std::sync::Arc;
 
+pub use ahead::{Looked, after_a_miss, look_ahead};
 pub use chain::{Chain, Reserved, Segment};
 #[cfg(loom)]
 pub use gate::NoBarrier;
@@ -25,7 +27,7 @@ pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
 pub use shared_gate::SharedGate;
 pub use split::SplitRing;
 
-use crate::memory::{AreaError, MemoryTable, Uva};
+use crate::memory::{Access, AreaError, Lookaside, MemoryTable, Translate, Uva};
 
 /// The descriptor continues in the one that `next` names (VIRTIO 1.2, 2.7.5).
 pub const VRING_DESC_F_NEXT: u16 = 1;
@@ -76,6 +78,28 @@ pub struct RingConfig {
     pub event_idx: bool,
 }
 
+impl RingConfig {
+    /// Lengths of the three areas in bytes, event words included, and what the device does there.
+    pub fn needs(&self) -> [(u64, Access); 3] {
+        let n = u64::from(self.size);
+        let event = if self.event_idx { 2 } else { 0 };
+        if self.packed {
+            let event = 4;
+            [
+                (16 * n, Access::BOTH),
+                (event, Access::READ),
+                (event, Access::WRITE),
+            ]
+        } else {
+            [
+                (16 * n, Access::READ),
+                (4 + 2 * n + event, Access::READ),
+                (4 + 8 * n + event, Access::BOTH),
+            ]
+        }
+    }
+}
+
 /// A ring that an lcore can poll.
 #[derive(Debug)]
 pub struct Virtqueue {
@@ -83,6 +107,8 @@ pub struct Virtqueue {
     pub ring: Layout,
     /// Where its buffers lie.
     pub memory: Arc<MemoryTable>,
+    /// What the addresses of buffers mean behind an IOMMU; without one they are guest-physical.
+    pub lookaside: Option<Box<Lookaside>>,
     /// Who is told about used buffers.
     pub notifier: Notifier,
     /// Scratch for chains of more than one descriptor.
@@ -111,6 +137,7 @@ impl Virtqueue {
         Ok(Self {
             ring,
             memory: Arc::clone(memory),
+            lookaside: None,
             notifier: Notifier::new(call),
             chain: Chain::new(config.size),
             features,
@@ -128,6 +155,27 @@ impl Virtqueue {
             Layout::Split(ring) => ring.size(),
             Layout::Packed(ring) => ring.size(),
         }
+    }
+
+    /// Asks for what the chains that wait need, if the device is behind an IOMMU.
+    pub fn look_ahead(&mut self) -> Looked {
+        let Self {
+            ring,
+            lookaside,
+            chain,
+            ..
+        } = self;
+        let Some(lookaside) = lookaside else {
+            return Looked::Empty;
+        };
+        chain.begin_burst();
+        let mut cursor = lookaside.cursor();
+        let looked = match ring {
+            Layout::Split(ring) => ahead::look_from_here(ring, chain, &mut cursor),
+            Layout::Packed(ring) => ahead::look_from_here(ring, chain, &mut cursor),
+        };
+        cursor.finish();
+        looked
     }
 
     /// Whether a buffer waits.

@@ -235,6 +235,21 @@ impl Ring for PackedRing {
         self.next_available.0
     }
 
+    fn position_after(&self, slots: u16) -> u16 {
+        self.at(slots).0
+    }
+
+    fn slots_until(&self, position: u16) -> u16 {
+        let (here, there) = (self.next_available, Position(position));
+        let turn = if here.wrap() == there.wrap() {
+            0
+        } else {
+            self.size
+        };
+        let slots = (there.index().wrapping_add(turn)).wrapping_sub(here.index());
+        if slots <= self.size { slots } else { 0 }
+    }
+
     #[inline(always)]
     fn has_available(&self) -> bool {
         let at = self.next_available;
@@ -272,6 +287,7 @@ impl Ring for PackedRing {
         let mut bytes = 0;
         let mut id = 0;
         let mut fits = true;
+        let mut missed = false;
         let mut slots = 0;
         loop {
             let at = self.at(nth.wrapping_add(slots));
@@ -299,11 +315,15 @@ impl Ring for PackedRing {
                 Ok(more) => bytes += more,
                 // Walk on: all of its descriptors go back.
                 Err(Fault::Malformed) => fits = false,
-                Err(Fault::Miss) => return Walk::Miss { slots },
+                // Walk on, to ask for the rest.
+                Err(Fault::Miss) => missed = true,
             }
             let last = descriptor.flags & VRING_DESC_F_NEXT == 0;
             if last && fits {
-                return Walk::Complete(Walked { id, slots, bytes });
+                return match missed {
+                    true => Walk::Miss { slots },
+                    false => Walk::Complete(Walked { id, slots, bytes }),
+                };
             }
             if last || slots == self.size || nth.wrapping_add(slots) >= self.size {
                 return Walk::Malformed { id, slots };

@@ -81,6 +81,12 @@ pub trait Ring {
     /// Where the ring goes on, in the form of `SET_VRING_BASE`.
     fn position(&self) -> u16;
 
+    /// Where the ring is `slots` further on, at most one turn.
+    fn position_after(&self, slots: u16) -> u16;
+
+    /// How many slots there are up to `position`; 0 when the ring has gone past it.
+    fn slots_until(&self, position: u16) -> u16;
+
     /// Whether anything waits.
     fn has_available(&self) -> bool;
 

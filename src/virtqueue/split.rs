@@ -189,6 +189,15 @@ impl Ring for SplitRing {
         self.next_available
     }
 
+    fn position_after(&self, slots: u16) -> u16 {
+        self.next_available.wrapping_add(slots)
+    }
+
+    fn slots_until(&self, position: u16) -> u16 {
+        let slots = position.wrapping_sub(self.next_available);
+        if slots <= self.size { slots } else { 0 }
+    }
+
     #[inline(always)]
     fn has_available(&self) -> bool {
         self.available_index.load(Ordering::Acquire) != self.next_available
@@ -229,10 +238,9 @@ impl Ring for SplitRing {
                 bytes,
             })
         };
-        let failed = |fault| match fault {
-            Fault::Malformed => malformed,
-            Fault::Miss => Walk::Miss { slots: 1 },
-        };
+        // Behind something that must be waited for the walk goes on, to ask for the rest.
+        let mut missed = false;
+        let miss = Walk::Miss { slots: 1 };
         let mut bytes = 0;
         let mut index = id;
         for _ in 0..self.size {
@@ -245,16 +253,18 @@ impl Ring for SplitRing {
             if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
                 // A table ends the chain; NEXT beside INDIRECT has no meaning (2.7.5.3.1).
                 return match chain.push_table(memory, descriptor, self.size, false) {
-                    Ok(more) => complete(bytes + more),
-                    Err(fault) => failed(fault),
+                    Ok(more) if !missed => complete(bytes + more),
+                    Ok(_) | Err(Fault::Miss) => miss,
+                    Err(Fault::Malformed) => malformed,
                 };
             }
             match chain.push(memory, descriptor) {
                 Ok(len) => bytes += len,
-                Err(fault) => return failed(fault),
+                Err(Fault::Miss) => missed = true,
+                Err(Fault::Malformed) => return malformed,
             }
             if descriptor.flags & VRING_DESC_F_NEXT == 0 {
-                return complete(bytes);
+                return if missed { miss } else { complete(bytes) };
             }
             index = descriptor.next;
         }

@@ -25,6 +25,15 @@ const MODULES: [&str; 8] = [
     "virtio_net",
 ];
 
+/// The kernel's command line.
+pub(crate) const PARAMETERS: &str = "console=ttyS0 quiet panic=-1";
+
+/// Programs for the guest, and their sources.
+const PROGRAMS: [(&str, &str); 2] = [
+    ("channels", include_str!("channels.c")),
+    ("gso-marks", include_str!("gso_marks.c")),
+];
+
 /// The guest's first process. It serves commands from the second serial port, on which it says
 /// `READY` after each boot.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -42,8 +51,8 @@ while read -r line; do eval "$line"; done
 
 /// A kernel and an initial file system.
 pub(crate) struct Image {
-    kernel: PathBuf,
-    initramfs: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
 }
 
 /// Why there is no [`Image`]: the distribution cannot give one here, or something failed.
@@ -120,9 +129,13 @@ impl Image {
         let write = |name: &str, text: &str| {
             fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"))
         };
-        write("gso_marks.c", include_str!("gso_marks.c"))?;
-        let flags = ["-static", "-O1", "-o", "bin/gso-marks", "gso_marks.c"];
-        shell(&root.display().to_string(), "gcc", &flags)?;
+        for (program, source) in PROGRAMS {
+            let file = format!("{program}.c");
+            write(&file, source)?;
+            let output = format!("bin/{program}");
+            let flags = ["-static", "-O1", "-o", &output, &file];
+            shell(&root.display().to_string(), "gcc", &flags)?;
+        }
         write("modules/order", &MODULES.join(" "))?;
         write("init", INIT)?;
         let root = root.display().to_string();
@@ -184,6 +197,19 @@ pub(crate) struct Machine {
     pub(crate) nic: &'static str,
     /// Queue pairs, and processors.
     pub(crate) queues: u16,
+    /// What the NIC's addresses go through.
+    pub(crate) iommu: Iommu,
+}
+
+/// What is between a NIC and the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Iommu {
+    /// Nothing.
+    Absent,
+    /// An IOMMU, for which each buffer gets an address of its own, for as long as it is in use.
+    Strict,
+    /// An IOMMU that leaves addresses as they are.
+    PassThrough,
 }
 
 impl Machine {
@@ -192,6 +218,7 @@ impl Machine {
         socket: "",
         nic: "",
         queues: 1,
+        iommu: Iommu::Absent,
     };
 }
 
@@ -214,6 +241,16 @@ pub(crate) struct Guest {
     booted: usize,
 }
 
+/// What the guest's kernel is told of its IOMMU.
+fn iommu_parameters(nics: &[Nic]) -> &'static str {
+    let behind = |iommu| nics.iter().any(|nic| nic.machine.iommu == iommu);
+    match (behind(Iommu::Strict), behind(Iommu::PassThrough)) {
+        (true, _) => " intel_iommu=on iommu.passthrough=0 iommu.strict=1",
+        (_, true) => " intel_iommu=on iommu=pt",
+        _ => "",
+    }
+}
+
 impl Guest {
     /// Starts QEMU; the guest's NIC is at the lab's socket `s`. Does not wait for the boot.
     pub(crate) fn spawn(lab: &Lab, image: &Image, machine: &Machine) -> Outcome<Self> {
@@ -227,16 +264,58 @@ impl Guest {
 
     /// Starts one of several guests, or one with several NICs: `eth0`, `eth1`, …
     pub(crate) fn spawn_with(lab: &Lab, image: &Image, name: &str, nics: &[Nic]) -> Outcome<Self> {
-        let processors = nics.iter().map(|nic| nic.machine.queues).max();
+        Self::start(lab, name, nics, Self::direct(image, nics))
+    }
+
+    /// A QEMU that boots the image without firmware.
+    fn direct(image: &Image, nics: &[Nic]) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-        command.args(["-accel", "tcg", "-cpu", "max", "-m", "256"]);
-        command.args(["-smp", &processors.unwrap_or(1).to_string()]);
-        command.args(["-machine", "pc,memory-backend=mem"]);
-        command.args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"]);
         command.arg("-kernel").arg(&image.kernel);
         command.arg("-initrd").arg(&image.initramfs);
-        command.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        let append = format!("{PARAMETERS}{}", iommu_parameters(nics));
+        command.args(["-append", &append]);
+        command
+    }
+
+    /// Starts QEMU without a guest: one will come from another QEMU with the same NICs.
+    pub(crate) fn spawn_incoming(
+        lab: &Lab,
+        image: &Image,
+        name: &str,
+        nics: &[Nic],
+    ) -> Outcome<Self> {
+        let mut command = Self::direct(image, nics);
+        command.args(["-incoming", "defer"]);
+        command.args(["-trace", "postcopy_request_shared_page"]);
+        Self::start(lab, name, nics, command)
+    }
+
+    /// Waits until QEMU has written this to its standard error.
+    pub(crate) fn wait_for_log(&self, text: &str) -> Outcome {
+        let stderr = &self.process.stderr;
+        stderr.wait_for(text, 0, super::SOON).map(|_| ())
+    }
+
+    /// Starts one that boots from the network: by the firmware of a NIC with a `bootindex`.
+    pub(crate) fn spawn_from_network(lab: &Lab, name: &str, nics: &[Nic]) -> Outcome<Self> {
+        Self::start(lab, name, nics, Command::new("qemu-system-x86_64"))
+    }
+
+    fn start(lab: &Lab, name: &str, nics: &[Nic], mut command: Command) -> Outcome<Self> {
+        let processors = nics.iter().map(|nic| nic.machine.queues).max();
+        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args(["-accel", "tcg", "-cpu", "max"]);
+        // Room for more, while it runs.
+        command.args(["-m", "256,slots=4,maxmem=2G"]);
+        command.args(["-smp", &processors.unwrap_or(1).to_string()]);
+        if iommu_parameters(nics).is_empty() {
+            command.args(["-machine", "pc,memory-backend=mem"]);
+        } else {
+            command.args(["-machine", "q35,memory-backend=mem"]);
+            // Before the NICs, or they do not go through it.
+            command.args(["-device", "intel-iommu,intremap=off,device-iotlb=on"]);
+        }
+        command.args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"]);
         let console = lab.path_text(&format!("{name}.console"));
         command.args(["-serial", &format!("file:{console}")]);
         command.args([
@@ -255,6 +334,7 @@ impl Guest {
                 socket,
                 nic: options,
                 queues,
+                iommu,
             } = nic.machine;
             let path = lab.path_text(&nic.file);
             let chardev = format!("socket,id=vhost{id},path={path}{socket}");
@@ -264,8 +344,15 @@ impl Guest {
             // QEMU 7.2 without KVM dies when the driver of a vhost-user NIC uses MSI-X.
             let many = if queues > 1 { ",mq=on" } else { "" };
             let mac = format!("52:54:00:00:00:{:02x}", nic.mac);
-            let device = format!("virtio-net-pci,netdev=net{id},mac={mac},vectors=0,romfile=");
-            command.args(["-device", &format!("{device}{many}{options}")]);
+            // Its firmware only costs time, unless the machine is to boot from it.
+            let boots = options.contains("bootindex");
+            let firmware = if boots { "" } else { ",romfile=" };
+            let device = format!("virtio-net-pci,netdev=net{id},mac={mac},vectors=0{firmware}");
+            let iommu = match iommu {
+                Iommu::Absent => "",
+                _ => ",disable-legacy=on,iommu_platform=on,ats=on",
+            };
+            command.args(["-device", &format!("{device}{many}{iommu}{options}")]);
         }
         Ok(Self {
             process: Process::spawn(lab, name, command)?,
@@ -346,12 +433,22 @@ impl Guest {
 
     /// Reboots it from inside, without warning to the backend.
     pub(crate) fn reboot(&mut self) -> Outcome {
-        self.process.write_line("reboot -f")?;
+        self.begin_reboot()?;
         self.wait_for_boot()
+    }
+
+    /// The same, without waiting.
+    pub(crate) fn begin_reboot(&mut self) -> Outcome {
+        self.process.write_line("reboot -f")
     }
 
     /// Runs a command of QEMU's own protocol.
     pub(crate) fn qmp(&self, command: &str) -> Outcome {
+        self.qmp_with(command, "{}").map(|_| ())
+    }
+
+    /// Runs a command with arguments, in JSON; returns the answer.
+    pub(crate) fn qmp_with(&self, command: &str, arguments: &str) -> Outcome<String> {
         let failed = |error: std::io::Error| format!("QMP {command}: {error}");
         let mut socket = None;
         eventually("QEMU's monitor can be reached", || {
@@ -362,8 +459,10 @@ impl Guest {
         socket.set_read_timeout(Some(super::SOON)).map_err(failed)?;
         let mut answers = BufReader::new(socket.try_clone().map_err(failed)?).lines();
         answers.next();
-        for command in ["qmp_capabilities", command] {
-            writeln!(socket, "{{\"execute\": \"{command}\"}}").map_err(failed)?;
+        let mut last = String::new();
+        for (command, arguments) in [("qmp_capabilities", "{}"), (command, arguments)] {
+            let line = format!("{{\"execute\": \"{command}\", \"arguments\": {arguments}}}");
+            writeln!(socket, "{line}").map_err(failed)?;
             // Events may come before the answer.
             let answer = answers.find(|line| {
                 let is_answer =
@@ -374,8 +473,9 @@ impl Guest {
             if !answer.contains("\"return\"") {
                 return Err(format!("QMP {command}: {answer}").into());
             }
+            last = answer;
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Resets it as the button of a machine would.

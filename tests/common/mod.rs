@@ -11,17 +11,20 @@
 )]
 
 mod driver;
+mod echo;
 mod guest;
 mod lab;
 mod namespace;
 mod output;
 mod pair;
 mod process;
+pub(crate) mod streams;
 mod testpmd;
 
 pub(crate) use driver::{Driver, ours_only};
-pub(crate) use guest::{Guest, Image, Machine, Nic};
-pub(crate) use lab::{Lab, Memory, skip};
+pub(crate) use echo::{after_a_kill, answering, connected};
+pub(crate) use guest::{Guest, Image, Iommu, Machine, Nic, PARAMETERS};
+pub(crate) use lab::{Lab, Memory, eventually, skip};
 pub(crate) use namespace::Namespace;
 pub(crate) use output::Output;
 pub(crate) use pair::{Backend, Frontend, pair};

@@ -61,9 +61,9 @@ impl Namespace {
         self.inside(move || TcpListener::bind(address))
     }
 
-    /// A socket for datagrams inside, with any port.
-    pub(crate) fn datagrams(&self) -> Outcome<UdpSocket> {
-        self.inside(|| UdpSocket::bind("0.0.0.0:0"))
+    /// A socket for datagrams inside; port 0 stands for any.
+    pub(crate) fn datagrams(&self, port: u16) -> Outcome<UdpSocket> {
+        self.inside(move || UdpSocket::bind(("0.0.0.0", port)))
     }
 
     /// A socket stays in the namespace of the thread that made it.

@@ -18,6 +18,7 @@ pub(crate) enum Event {
     Down,
     Rarp([u8; 6]),
     Kick(u16, bool),
+    LookAgain(u16),
 }
 
 type Hook = Box<dyn Fn(Event) + Send>;
@@ -140,6 +141,16 @@ impl SessionEvents for Port {
 
     fn take(&self, index: u16) -> Option<Virtqueue> {
         self.state.lock().unwrap().given.remove(&index)
+    }
+
+    fn alter(&self, index: u16, work: &mut dyn FnMut(&mut Virtqueue)) {
+        if let Some(virtqueue) = self.state.lock().unwrap().given.get_mut(&index) {
+            work(virtqueue);
+        }
+    }
+
+    fn look_again(&self, index: u16) {
+        self.note(Event::LookAgain(index));
     }
 
     fn queue_state(&self, index: u16, ready: bool) {

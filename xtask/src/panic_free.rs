@@ -84,8 +84,11 @@ fn is_body(name: &str) -> bool {
 }
 
 fn is_panic(name: &str) -> bool {
-    PANICS.iter().any(|part| name.contains(part))
-        && !AFTER_A_PANIC.iter().any(|part| name.contains(part))
+    PANICS.iter().any(|part| name.contains(part)) && !is_after_a_panic(name)
+}
+
+fn is_after_a_panic(name: &str) -> bool {
+    AFTER_A_PANIC.iter().any(|part| name.contains(part))
 }
 
 /// Reads objdump's listing. Lines are `address <function>:` and `address: call target <function>`;
@@ -162,7 +165,10 @@ fn way_to_panic(graph: &CallGraph, from: &str) -> Option<Vec<String>> {
             continue;
         }
         for callee in graph.get(name).into_iter().flatten() {
-            if callee != from && !came_from.contains_key(callee.as_str()) {
+            if callee != from
+                && !is_after_a_panic(callee)
+                && !came_from.contains_key(callee.as_str())
+            {
                 came_from.insert(callee, name);
                 waiting.push_back(callee);
             }

@@ -5,15 +5,19 @@
 //! the events.
 #![forbid(unsafe_code)]
 
+mod iommu;
 mod postcopy;
 mod regions;
 mod requests;
+
+pub(super) use iommu::IotlbMessage;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use self::iommu::Asking;
 use super::bell::Bell;
 use super::error::RequestError;
 use super::features::VHOST_USER_PROTOCOL_F_STATUS;
@@ -21,9 +25,9 @@ use super::postcopy::Postcopy;
 use super::say;
 use super::spawn::Spawn;
 use super::turn::{Turn, Vid};
-use super::vring::{SetupError, VringSetup};
+use super::vring::{SetupError, Translated, VringSetup};
 use super::{DeviceInfo, SessionConfig, SessionEvents};
-use crate::memory::MemoryTable;
+use crate::memory::{Access, Iotlb, IovaRange, MemoryTable, Questions};
 use crate::virtqueue::Virtqueue;
 
 /// The most vrings of a device.
@@ -64,6 +68,14 @@ struct Vring {
     told: Told,
     /// The port knows the kick eventfd.
     kick_told: bool,
+    /// Behind an IOMMU: what its virtqueue misses.
+    questions: Option<Arc<Questions>>,
+    /// Where it lies, behind an IOMMU, while it runs.
+    lies_in: Vec<IovaRange>,
+    /// Its virtqueue waits for a translation.
+    missed: bool,
+    /// Nobody has looked yet at what the driver put there for us to fill.
+    unseen: bool,
     /// The setup does not make a virtqueue, and was not changed since.
     rejected: bool,
 }
@@ -78,6 +90,9 @@ pub(super) struct Device {
     status: u8,
     mtu: Option<u16>,
     memory: Option<Arc<MemoryTable>>,
+    /// What the frontend told of its IOMMU.
+    iotlb: Arc<Iotlb>,
+    asking: Asking,
     postcopy: Option<Postcopy>,
     /// Where the regions of the request at hand were mapped, when the frontend has to know.
     pub(super) bases: Option<Vec<u64>>,
@@ -106,6 +121,8 @@ impl Device {
             status: 0,
             mtu: None,
             memory: None,
+            iotlb: Arc::default(),
+            asking: Asking::default(),
             postcopy: None,
             bases: None,
             channel: None,
@@ -136,6 +153,10 @@ impl Device {
                 spare: None,
                 told: Told::NotReady,
                 kick_told: false,
+                questions: None,
+                lies_in: Vec::new(),
+                missed: false,
+                unseen: false,
                 rejected: false,
             });
         }
@@ -171,19 +192,28 @@ impl Device {
 
     /// Hands vring `index` to the port if it is complete; `false` when it must wait for the turn.
     fn start(&mut self, index: u16) -> bool {
+        let startable = |vring: &Vring| !vring.running && !vring.rejected && vring.setup.complete();
+        if !self.is(index, startable) {
+            return true;
+        }
         let (features, memory) = (self.features, self.memory.clone());
+        let translated = self.translated(index);
         let untouchable = self.postcopy.as_ref().is_some_and(Postcopy::awaits_ack);
         let Some(vring) = self.at(index).filter(|_| !untouchable) else {
             return true;
         };
-        if vring.running || vring.rejected || !vring.setup.complete() {
-            return true;
-        }
-        let virtqueue = match vring.setup.activate(memory.as_ref(), features) {
+        let activated = vring
+            .setup
+            .activate(memory.as_ref(), features, translated.as_ref());
+        let virtqueue = match activated {
             Ok(virtqueue) => virtqueue,
             Err(error) => {
                 vring.rejected = true;
                 match error {
+                    SetupError::Miss(miss) => {
+                        say!(Debug, self.iface(), "vring {index}: {error}");
+                        self.ask(miss);
+                    }
                     // Messages that make it whole may be under way.
                     SetupError::NoSize | SetupError::NoAddresses => {
                         say!(Debug, self.iface(), "vring {index}: {error}");
@@ -219,6 +249,14 @@ impl Device {
         };
         vring.running = true;
         vring.spare = spare;
+        if let Some(translated) = translated {
+            vring.unseen = translated.need == Access::WRITE;
+            vring.lies_in = vring.setup.lies_in(features);
+            vring.questions = Some(translated.questions);
+        } else {
+            vring.lies_in.clear();
+            vring.questions = None;
+        }
         if !vring.kick_told && vring.setup.kick().is_some() {
             vring.kick_told = true;
             events.kick_changed(index, vring.setup.kick());
@@ -227,6 +265,23 @@ impl Device {
         // without a word, and whoever sleeps on our side for what was offered meanwhile.
         vring.setup.wake();
         true
+    }
+
+    /// What vring `index` needs behind an IOMMU; `None` when there is none.
+    fn translated(&self, index: u16) -> Option<Translated> {
+        if !self.behind_iommu() {
+            return None;
+        }
+        let bell = Arc::clone(&self.place.bell);
+        Some(Translated {
+            iotlb: Arc::clone(&self.iotlb),
+            // Drivers transmit on odd vrings.
+            need: match index % 2 {
+                0 => Access::WRITE,
+                _ => Access::READ,
+            },
+            questions: Arc::new(Questions::new(move || bell.ring())),
+        })
     }
 
     fn take_turn(&mut self) -> bool {
@@ -320,6 +375,7 @@ impl Device {
     /// After each message, and when the turn may be free: hands over what has become ready, and
     /// raises the events. Any of these may close the port.
     pub(super) fn settle(&mut self) {
+        self.ask_again();
         let end = u16::try_from(self.vrings.len()).unwrap_or(u16::MAX);
         // Asked once: a turn that comes while we are at it would begin in the middle of the vrings.
         let mut waits = false;
@@ -341,6 +397,7 @@ impl Device {
             }
         }
         self.pass_rarp();
+        self.ask_on();
         if !self.up && !self.vrings.iter().any(|vring| vring.running) {
             let waits = self.waits && self.vrings.iter().any(|vring| vring.setup.complete());
             if !waits {
@@ -395,6 +452,7 @@ impl Device {
         }
         self.vrings.clear();
         self.memory = None;
+        self.forget_translations();
         self.channel = None;
         self.place.turn.leave(self.place.vid.get());
     }

@@ -67,7 +67,10 @@ impl Device {
                 Ok(())
             }
             Err(error) => {
-                self.while_paused(|device| device.memory = None);
+                self.while_paused(|device| {
+                    device.memory = None;
+                    device.forget_translations();
+                });
                 Err(error)
             }
         }
@@ -118,7 +121,10 @@ impl Device {
     }
 
     fn replace_memory(&mut self, table: MemoryTable) {
-        self.while_paused(|device| device.memory = Some(Arc::new(table)));
+        self.while_paused(|device| {
+            device.memory = Some(Arc::new(table));
+            device.forget_translations();
+        });
         say!(
             Info,
             self.iface(),

@@ -73,6 +73,7 @@ impl Device {
             }
         }
         self.memory = None;
+        self.forget_translations();
         self.channel = None;
         self.features = 0;
         self.protocol_features = 0;
@@ -142,6 +143,7 @@ impl Device {
         self.link_down();
         self.pause(index);
         self.forget_kick(index);
+        self.forget_translations();
         let packed = self.packed();
         let (_, vring) = self.vring(index.into())?;
         vring.setup.forget();
@@ -221,6 +223,7 @@ impl Device {
 
     pub(in crate::session) fn set_channel(&mut self, channel: OwnedFd) {
         self.channel = Some(channel);
+        self.ask_anew();
     }
 
     pub(in crate::session) fn set_status(&mut self, status: u64) -> Result<(), RequestError> {

@@ -1,5 +1,6 @@
 //! One line for each direction of each cell.
 
+use super::idle::Row;
 use super::results::{Comparison, Key};
 use super::statistics::Summary;
 use super::targets::target;
@@ -37,6 +38,20 @@ pub(super) fn table(comparisons: &[(&Key, Comparison)]) -> String {
     HEAD.to_owned() + &lines.collect::<String>()
 }
 
+/// What ports cost that move no packets.
+pub(super) fn idle_table(rows: &[Row]) -> String {
+    let lines = rows.iter().map(|row| {
+        let Row {
+            case,
+            figure,
+            base,
+            ours,
+        } = row;
+        format!("\"{case}\",\"{figure}\",{base:.3},{ours:.3}\n")
+    });
+    "case,figure,base,ours\n".to_owned() + &lines.collect::<String>()
+}
+
 fn numbers(summary: &Summary) -> String {
     let Summary {
         value,
@@ -52,6 +67,19 @@ fn numbers(summary: &Summary) -> String {
 mod tests {
     use super::super::results::tests_support::one_comparison;
     use super::*;
+
+    #[test]
+    fn names_with_commas_are_quoted() {
+        let row = Row {
+            case: "32 ports, mlockall",
+            figure: "x",
+            base: 1.0,
+            ours: 2.5,
+        };
+
+        let expected = "case,figure,base,ours\n\"32 ports, mlockall\",\"x\",1.000,2.500\n";
+        assert_eq!(idle_table(&[row]), expected);
+    }
 
     #[test]
     fn each_line_has_as_many_words_as_the_head() {

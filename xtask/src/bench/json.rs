@@ -3,13 +3,18 @@
 use std::fmt::Write;
 
 use super::Context;
+use super::idle::Row;
 use super::report::means;
 use super::results::{Comparison, Key};
 use super::statistics::Summary;
 use super::targets::target;
 
 /// A whole document.
-pub(super) fn document(context: &Context, comparisons: &[(&Key, Comparison)]) -> String {
+pub(super) fn document(
+    context: &Context,
+    comparisons: &[(&Key, Comparison)],
+    rows: &[Row],
+) -> String {
     let machine = &context.machine;
     let mut text = String::from("{\n  \"machine\": {");
     let facts = [
@@ -46,6 +51,19 @@ pub(super) fn document(context: &Context, comparisons: &[(&Key, Comparison)]) ->
         .iter()
         .map(|(key, comparison)| format!("    {}", cell(key, comparison)))
         .collect();
+    let idle: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            format!(
+                "    {{\"case\": {}, \"figure\": {}, \"base\": {}, \"ours\": {}}}",
+                string(row.case),
+                string(row.figure),
+                number(row.base),
+                number(row.ours)
+            )
+        })
+        .collect();
+    let _ = writeln!(text, "  \"idle\": [\n{}\n  ],", idle.join(",\n"));
     let _ = writeln!(text, "  \"cells\": [\n{}\n  ]\n}}", cells.join(",\n"));
     text
 }
@@ -127,10 +145,17 @@ mod tests {
     #[test]
     fn brackets_and_quotes_of_a_document_come_in_pairs() {
         let (key, comparison) = one_comparison();
+        let row = Row {
+            case: "1 port",
+            figure: "threads",
+            base: 0.0,
+            ours: 1.0,
+        };
 
         let text = document(
             &context(),
             &[(&key, comparison.clone()), (&key, comparison)],
+            &[row],
         );
 
         let count = |wanted: char| text.chars().filter(|&c| c == wanted).count();

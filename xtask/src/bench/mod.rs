@@ -2,6 +2,7 @@
 
 mod cells;
 mod csv;
+mod idle;
 mod json;
 mod machine;
 mod matrix;
@@ -55,7 +56,8 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
     if options.wants(Part::Testpmd) {
         pairs::pairs(&ours, &options.base, options.rounds())?;
     }
-    if groups.is_empty() {
+    let with_idle = options.wants(Part::Idle);
+    if groups.is_empty() && !with_idle {
         return Ok(());
     }
     let tool = Tool::build(options.cores)?;
@@ -67,20 +69,31 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
         ms: options.ms,
     };
     println!("\n{}", context.machine);
+    println!("A: {}, B: {}", context.base, context.ours);
+    let rows = match with_idle {
+        true => idle::measure(&tool, &options.base, &ours, options.level)?,
+        false => Vec::new(),
+    };
     let (results, failures) = runner::run_all(&tool, &ours, &options, &groups)?;
     let comparisons = results.comparisons();
-    report::print(&context, &comparisons);
-    let folder = root().join("benches/results");
-    for (extension, text) in [
-        ("csv", csv::table(&comparisons)),
-        ("json", json::document(&context, &comparisons)),
-        ("svg", svg::picture(&context, &comparisons)),
-    ] {
-        let file = folder.join(format!("{}.{extension}", options.name));
-        let written = fs::create_dir_all(&folder).and_then(|()| fs::write(&file, text));
-        written.map_err(|error| format!("{}: {error}", file.display()))?;
-        println!("wrote {}", file.display());
+    if !groups.is_empty() {
+        report::print(&context, &comparisons);
     }
+    let folder = root().join("benches/results");
+    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let write = |name: &str, text: String| {
+        let file = folder.join(format!("{}{name}", options.name));
+        println!("wrote {}", file.display());
+        fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))
+    };
+    if !groups.is_empty() {
+        write(".csv", csv::table(&comparisons))?;
+        write(".svg", svg::picture(&context, &comparisons))?;
+    }
+    if with_idle {
+        write("-idle.csv", csv::idle_table(&rows))?;
+    }
+    write(".json", json::document(&context, &comparisons, &rows))?;
     match failures.len() {
         0 => Ok(()),
         count => Err(format!("{count} processes failed; the first: {}", failures[0]).into()),

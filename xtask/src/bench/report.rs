@@ -11,8 +11,8 @@ use super::targets::{FLOOR, counts_for_mean, mean_target, target};
 /// The cells, the summary by target, and the means.
 pub(super) fn print(context: &Context, comparisons: &[(&Key, Comparison)]) {
     println!(
-        "\nA: {}, B: {}. {} rounds, {} ms a cell. One core and lock step: core cycles per packet;",
-        context.base, context.ours, context.rounds, context.ms
+        "\n{} rounds, {} ms a cell. One core and lock step: core cycles per packet; free running:",
+        context.rounds, context.ms
     );
     println!(
         "free running: millions of packets per second. In brackets the median of the runs and"

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A DSA work queue that is files and a thread: `wq0.0`, where DPDK's driver and ours find it.
+ * Addresses are the process's own, as with shared virtual memory.
+ */
+#ifndef NET_VHOST_DSA_H
+#define NET_VHOST_DSA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* How descriptors reach the queue. */
+enum dsa_way {
+	/* A page to map, for MOVDIR64B; where the processor has none, a signal handler does it. */
+	DSA_PAGE,
+	/* A pipe: it can be written, not mapped. */
+	DSA_PIPE,
+};
+
+/* Makes the files, and tells drivers by environment. Call it before EAL starts. `name` decides who
+ * takes the queue: DPDK's bus wants it to begin with `dpdk_`. */
+void dsa_create(enum dsa_way way, const char *name);
+/* Starts the device. Call it when EAL has started. */
+void dsa_start(void);
+/* Stops it and removes the files. */
+void dsa_remove(void);
+
+/* The copy with this number, from now on and from 0, ends with `status`, when `done` bytes are
+ * written. One at a time. */
+void dsa_fail_copy(unsigned int number, uint8_t status, uint32_t done);
+/* The next submission is lost. */
+void dsa_lose_submission(void);
+
+/* Copies, and batches, since the start. */
+unsigned int dsa_copies(void);
+unsigned int dsa_batches(void);
+
+#endif
