@@ -68,9 +68,9 @@ byte_by_byte(void)
 static void
 unknown_messages(void)
 {
-	static const uint32_t requests[] = {0,  SET_LOG_BASE, 22, 23, 24, 25, 26, 27, 28, 29,
-					    30, 31, 32, 33, 34, 35, 41, 42, 43, 44,
-					    60, 255, 65536, UINT32_MAX};
+	static const uint32_t requests[] = {0,  22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32,
+					    33, 34, 35, 41, 42, 43, 44, 60, 255, 65536,
+					    UINT32_MAX};
 
 	REQUIRE(begin(), "no port");
 	for (unsigned int i = 0; i < RTE_DIM(requests); i++) {
@@ -126,7 +126,8 @@ too_many_descriptors(void)
 					    SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR,
 					    SET_VRING_NUM,  SET_LOG_FD,     SET_BACKEND_REQ_FD,
 					    GET_VRING_BASE, 31,             32,
-					    SET_STATUS,     ADD_MEM_REG,    60};
+					    SET_STATUS,     ADD_MEM_REG,    SET_LOG_BASE,
+					    60};
 	static const unsigned int counts[] = {1, 2, 8, 9, 40};
 	static const uint8_t zeros[64];
 	int files[40];

@@ -3,6 +3,7 @@
 
 use super::copy::{Room, copy_in, copy_piece, copy_whole, read_header};
 use super::counters::add;
+use super::logging::Logging;
 use super::offload::take_up;
 use super::{
     IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len, publish,
@@ -59,7 +60,7 @@ enum Outcome {
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
-pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
+pub(super) fn dequeue_burst<R: Ring, S: Space, L: Logging, P: PacketPool, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     out: &mut [P::Packet],
@@ -72,9 +73,10 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
         lookaside,
         notifier,
         chain,
+        log,
         ..
     } = vq;
-    // `select` chose the burst by the layout.
+    // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
     // And by how the driver's addresses are to be read.
     let Some(mut cursor) = S::cursor(memory, lookaside) else {
@@ -148,7 +150,7 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, P: PacketPool, const F: u32>(
             break;
         }
     }
-    publish(ring, notifier, cursor, counters);
+    publish::<_, L>(ring, L::of(log), notifier, cursor, counters);
     tally.flush();
     received
 }

@@ -3,6 +3,7 @@
 
 use super::copy::{Room, copy_behind_header, copy_out};
 use super::counters::add;
+use super::logging::Logging;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
@@ -32,7 +33,7 @@ pub(super) enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     pool: &mut P,
     packets: &[P::Packet],
@@ -45,10 +46,12 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
         lookaside,
         notifier,
         chain,
+        log,
         ..
     } = vq;
-    // `select` chose the burst by the layout.
+    // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
+    let Some(mut log) = L::of(log) else { return 0 };
     // And by how the driver's addresses are to be read.
     let Some(mut cursor) = S::cursor(memory, lookaside) else {
         return 0;
@@ -71,6 +74,7 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
             run.prefetch_used(count(found));
             for (nth, target) in targets.iter().enumerate() {
                 put::<F>(target);
+                L::mark(&mut log, target.buffer);
                 tally.add(narrow(target.data.len()), target.data);
                 run.put_used(count(nth), target.id, used::<F>(target));
             }
@@ -84,7 +88,14 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
             break;
         };
         let apart = S::apart(&mut cursor, memory);
-        match enqueue_chains::<R, _, P::Packet, F>(ring, apart, chain, (next, features), counters) {
+        match enqueue_chains::<R, _, L, P::Packet, F>(
+            ring,
+            apart,
+            chain,
+            (next, features),
+            L::lend(&mut log),
+            counters,
+        ) {
             Outcome::Sent | Outcome::Dropped => taken += 1,
             Outcome::NoRoom => break,
         }
@@ -93,7 +104,7 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, P: Release, const F: u32>(
         }
     }
     look_ahead(ring, chain, &mut cursor);
-    publish(ring, notifier, cursor, counters);
+    publish::<_, L>(ring, Some(log), notifier, cursor, counters);
     tally.flush();
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
@@ -153,11 +164,12 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 
 /// The general body: any packet, any chains, for a driver with these features.
 #[inline(never)]
-fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
+fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
     ring: &mut R,
     mut cursor: A,
     chain: &mut Chain,
     (packet, features): (T, u64),
+    log: L::Log<'_>,
     counters: &QueueCounters,
 ) -> Outcome {
     let available = ring.available(u16::MAX);
@@ -185,7 +197,8 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, T: Packet, const F: u32>(
         add(&counters.drop_csum, 1);
         return Outcome::Dropped;
     }
-    let mut scatter = Scatter {
+    let mut scatter = Scatter::<'_, '_, '_, L> {
+        log,
         cursor: cursor.memory(),
         segments: chain.segments(),
         left: None,
@@ -316,13 +329,14 @@ pub(super) fn plan<T: Packet>(
 }
 
 /// Writes on and on over the buffers of one or more chains.
-pub(super) struct Scatter<'c, 'm> {
+pub(super) struct Scatter<'c, 'm, 'l, L: Logging> {
+    pub(super) log: L::Log<'l>,
     pub(super) cursor: &'c mut Cursor<'m>,
     pub(super) segments: &'c [Segment],
     pub(super) left: Option<GuestRange<'m>>,
 }
 
-impl<'m> Scatter<'_, 'm> {
+impl<'m, L: Logging> Scatter<'_, 'm, '_, L> {
     /// Takes the next `most` bytes, or fewer when a buffer ends; `None` when all are taken.
     pub(super) fn take(&mut self, most: usize) -> Option<GuestRange<'m>> {
         let range = match self.left.take().filter(|range| !range.is_empty()) {
@@ -345,6 +359,7 @@ impl<'m> Scatter<'_, 'm> {
                 return;
             };
             let written = copy_out(range, data);
+            L::mark(&mut self.log, range.first(written));
             data = data.get(written..).unwrap_or_default();
             self.left = Some(range.after(written));
         }

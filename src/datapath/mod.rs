@@ -10,6 +10,7 @@ mod copy;
 mod counters;
 mod dequeue;
 mod enqueue;
+mod logging;
 mod offload;
 mod offloaded;
 mod packet;
@@ -25,6 +26,7 @@ pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
 use crate::memory::{Lookups, Translate};
 use crate::virtqueue::{Notified, Notifier, Ring};
+use logging::Logging;
 
 /// The most packets that go through one pass of the short body.
 const PASS: usize = 64;
@@ -52,14 +54,15 @@ const fn count(packets: usize) -> u16 {
 
 /// Ends a burst: the driver sees what was given back, and is called when it wants to be.
 #[inline(always)]
-fn publish<'m, R: Ring>(
+fn publish<'m, R: Ring, L: Logging>(
     ring: &mut R,
+    log: Option<L::Log<'_>>,
     notifier: &Notifier,
     cursor: impl Translate<'m>,
     counters: &QueueCounters,
 ) {
     count_lookups(cursor, counters);
-    tell(ring, notifier, counters);
+    tell::<_, L>(ring, log, notifier, counters);
 }
 
 /// Ends the translations of a burst.
@@ -74,8 +77,14 @@ fn count_lookups<'m>(cursor: impl Translate<'m>, counters: &QueueCounters) {
 
 /// The driver sees what was given back, and is called when it wants to be.
 #[inline(always)]
-fn tell<R: Ring>(ring: &mut R, notifier: &Notifier, counters: &QueueCounters) {
-    if !ring.publish_used() {
+fn tell<R: Ring, L: Logging>(
+    ring: &mut R,
+    log: Option<L::Log<'_>>,
+    notifier: &Notifier,
+    counters: &QueueCounters,
+) {
+    // `select` chose the burst by the log.
+    if !log.is_some_and(|log| L::publish(log, ring)) {
         return;
     }
     match notifier.notify(ring) {

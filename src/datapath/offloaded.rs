@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::copy::{Room, copy_out};
 use super::enqueue::{Outcome, Scatter, plan, reserve};
+use super::logging::Logging;
 use super::select::select_offloaded;
 use super::underway::Underway;
 use super::{
@@ -55,13 +56,13 @@ type Land<P> = fn(
 ) -> usize;
 
 /// The bodies for ring `R` and features `F`.
-pub(super) fn bodies<R: Ring, S: Space, P: Release, const F: u32>(
+pub(super) fn bodies<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
     plain: EnqueueBurst<P>,
 ) -> Bodies<P> {
     Bodies {
         plain,
-        burst: enqueue_offloaded::<R, S, P, F>,
-        land: land::<R, P>,
+        burst: enqueue_offloaded::<R, S, L, P, F>,
+        land: land::<R, L, P>,
     }
 }
 
@@ -181,7 +182,7 @@ fn worthwhile<T: Packet>(packets: &[T], threshold: u32) -> bool {
 }
 
 /// See [`Offloaded::send`].
-fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
+fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     way: &mut Way<P>,
     pool: &mut P,
@@ -190,7 +191,7 @@ fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
 ) -> usize {
     if !way.flight.is_empty() {
         way.engines.reap();
-        land::<R, P>(vq, &mut way.flight, (pool, usize::MAX), counters);
+        land::<R, L, P>(vq, &mut way.flight, (pool, usize::MAX), counters);
     }
     let features = vq.features();
     let Virtqueue {
@@ -198,10 +199,12 @@ fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
         memory,
         lookaside,
         chain,
+        log,
         ..
     } = vq;
-    // `select` chose the burst by the layout.
+    // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
+    let Some(mut log) = L::of(log) else { return 0 };
     // And by how the driver's addresses are to be read.
     let Some(mut cursor) = S::cursor(memory, lookaside) else {
         return 0;
@@ -224,7 +227,7 @@ fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
             break;
         }
         let chains = (&mut *ring, &mut *chain, &mut cursor);
-        match mover.take::<R, _, F>(chains, packet, features) {
+        match mover.take::<R, _, L, F>(chains, (packet, features), L::lend(&mut log)) {
             Outcome::Sent => {}
             Outcome::Dropped => pool.release(&[packet]),
             Outcome::NoRoom => break,
@@ -234,22 +237,30 @@ fn enqueue_offloaded<R: Ring, S: Space, P: Release, const F: u32>(
     mover.finish();
     look_ahead(ring, chain, &mut cursor);
     count_lookups(cursor, counters);
+    drop(log);
     if way.flight.lands() {
-        land::<R, P>(vq, &mut way.flight, (pool, usize::MAX), counters);
+        land::<R, L, P>(vq, &mut way.flight, (pool, usize::MAX), counters);
     }
     way.note(&counters.dma);
     taken
 }
 
 /// Gives back to the driver what has landed, and releases it; how many packets that were.
-fn land<R: Ring, P: Release>(
+fn land<R: Ring, L: Logging, P: Release>(
     vq: &mut Virtqueue,
     flight: &mut Flight<Sent<P::Packet>>,
     (pool, most): (&mut P, usize),
     counters: &QueueCounters,
 ) -> usize {
-    let Virtqueue { ring, notifier, .. } = vq;
+    let Virtqueue {
+        ring,
+        notifier,
+        log,
+        ..
+    } = vq;
+    // `select` chose this by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
+    let Some(mut log) = L::of(log) else { return 0 };
     let mut tally = Tally::new(counters);
     let mut redone = 0;
     let mut all = 0;
@@ -257,7 +268,7 @@ fn land<R: Ring, P: Release>(
         let mut room = Room::<_, PASS>::new();
         let packets = room.fill(0..PASS.min(most - all), |_, _| {
             loop {
-                let landed = flight.land()?;
+                let landed = flight.land(|at, len| L::mark_at(&mut log, at, len))?;
                 for _ in 0..landed.chains {
                     if let Some(chain) = flight.next_chain() {
                         ring.push_used(chain.id, chain.slots, chain.len);
@@ -273,7 +284,7 @@ fn land<R: Ring, P: Release>(
         pool.release(packets);
         all += packets.len();
     }
-    tell(ring, notifier, counters);
+    tell::<_, L>(ring, Some(log), notifier, counters);
     tally.flush();
     if redone != 0 {
         add(&counters.dma.redone, redone);
@@ -296,11 +307,11 @@ struct Mover<'b, T: Packet> {
 
 impl<T: Packet> Mover<'_, T> {
     /// Takes a packet, with the chains that it fills.
-    fn take<'m, R: Ring, A: Translate<'m>, const F: u32>(
+    fn take<'m, R: Ring, A: Translate<'m>, L: Logging, const F: u32>(
         &mut self,
         (ring, chain, cursor): (&mut R, &mut Chain, &mut A),
-        packet: T,
-        features: u64,
+        (packet, features): (T, u64),
+        log: L::Log<'_>,
     ) -> Outcome {
         let counters = self.counters;
         let available = ring.available(u16::MAX);
@@ -338,7 +349,8 @@ impl<T: Packet> Mover<'_, T> {
             add(&counters.drop_csum, 1);
             return Outcome::Dropped;
         }
-        let mut scatter = Scatter {
+        let mut scatter = Scatter::<'_, '_, '_, L> {
+            log,
             cursor: cursor.memory(),
             segments: chain.segments(),
             left: None,
@@ -357,6 +369,7 @@ impl<T: Packet> Mover<'_, T> {
                 .segments()
                 .for_each(|bytes| self.send(&mut scatter, bytes)),
         }
+        let mut log = scatter.log;
         let mut left = need;
         for reserved in chain.heads() {
             let used = reserved.bytes.min(left);
@@ -368,12 +381,12 @@ impl<T: Packet> Mover<'_, T> {
             });
         }
         ring.take(slots);
-        self.append(Sent { packet, len });
+        self.append::<L>(Sent { packet, len }, &mut log);
         Outcome::Sent
     }
 
     /// Sends the bytes of one segment: by the CPU now, or planned for the engine.
-    fn send(&mut self, scatter: &mut Scatter<'_, '_>, mut data: &[u8]) {
+    fn send<L: Logging>(&mut self, scatter: &mut Scatter<'_, '_, '_, L>, mut data: &[u8]) {
         let longest = self
             .engine
             .as_ref()
@@ -385,14 +398,20 @@ impl<T: Packet> Mover<'_, T> {
             };
             let (now, later) = data.split_at_checked(range.len()).unwrap_or((data, &[]));
             data = later;
-            if !self.plan(range, now) {
+            if !self.plan::<L>(&mut scatter.log, range, now) {
                 copy_out(range, now);
+                L::mark(&mut scatter.log, range);
             }
         }
     }
 
     /// Plans a copy for the engine; `false` when it is the CPU's.
-    fn plan(&mut self, range: GuestRange<'_>, data: &[u8]) -> bool {
+    fn plan<L: Logging>(
+        &mut self,
+        log: &mut L::Log<'_>,
+        range: GuestRange<'_>,
+        data: &[u8],
+    ) -> bool {
         let counters = &self.counters.dma;
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         if len < self.threshold {
@@ -407,9 +426,13 @@ impl<T: Packet> Mover<'_, T> {
             add(&counters.cpu_noaddr, 1);
             return false;
         };
+        let note = L::address(log, range);
         // SAFETY: `data` are bytes of a packet that the flight has until it is released, which is
         // after it has landed; `range` is in a table that `Underway` keeps mapped at least as long.
-        let planned = unsafe { self.flight.plan(data.as_ptr(), range.as_ptr(), transfer) };
+        let planned = unsafe {
+            self.flight
+                .plan((data.as_ptr(), range.as_ptr()), transfer, note)
+        };
         if !planned {
             add(&counters.cpu_noroom, 1);
         }
@@ -417,12 +440,12 @@ impl<T: Packet> Mover<'_, T> {
     }
 
     /// Appends the packet for which all was planned. The engine gets all its copies, or none.
-    fn append(&mut self, sent: Sent<T>) {
+    fn append<L: Logging>(&mut self, sent: Sent<T>, log: &mut L::Log<'_>) {
         let planned = self.flight.planned();
         let room = self.engine.as_ref().map_or(0, |(engine, _)| engine.room());
         if planned > room {
             add(&self.counters.dma.cpu_noroom, planned as u64);
-            self.flight.copy_planned();
+            self.flight.copy_planned(|at, len| L::mark_at(log, at, len));
         }
         let engine = &mut self.engine;
         let mut bytes = 0;

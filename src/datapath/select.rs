@@ -3,6 +3,7 @@
 
 use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
+use super::logging::{Logged, Logging, Unlogged};
 use super::offloaded::{Bodies, bodies};
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
 use crate::memory::{Physical, Space, Translated};
@@ -46,10 +47,17 @@ fn flags(features: u64) -> u32 {
 pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
     type Behind = Translated<false>;
     match (&vq.ring, &vq.lookaside) {
-        (Layout::Split(_), None) => dequeue::<SplitRing, Physical, P>(vq.features()),
-        (Layout::Packed(_), None) => dequeue::<PackedRing, Physical, P>(vq.features()),
-        (Layout::Split(_), Some(_)) => dequeue::<SplitRing, Behind, P>(vq.features()),
-        (Layout::Packed(_), Some(_)) => dequeue::<PackedRing, Behind, P>(vq.features()),
+        (Layout::Split(_), None) => dequeue::<SplitRing, Physical, P>(vq),
+        (Layout::Packed(_), None) => dequeue::<PackedRing, Physical, P>(vq),
+        (Layout::Split(_), Some(_)) => dequeue::<SplitRing, Behind, P>(vq),
+        (Layout::Packed(_), Some(_)) => dequeue::<PackedRing, Behind, P>(vq),
+    }
+}
+
+fn dequeue<R: Ring, S: Space, P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
+    match &vq.log {
+        None => dequeue_noting::<R, S, Unlogged, P>(vq.features()),
+        Some(_) => dequeue_noting::<R, S, Logged, P>(vq.features()),
     }
 }
 
@@ -58,15 +66,15 @@ const IN_ORDER_12: u32 = IN_ORDER | HEADER_12;
 /// Both of these.
 const OFFLOADS_12: u32 = OFFLOADS | HEADER_12;
 
-fn dequeue<R: Ring, S: Space, P: PacketPool>(features: u64) -> DequeueBurst<P> {
+fn dequeue_noting<R: Ring, S: Space, L: Logging, P: PacketPool>(features: u64) -> DequeueBurst<P> {
     // Mergeable buffers only matter on the way to the guest.
     match flags(features) & (HEADER_12 | IN_ORDER | OFFLOADS) {
-        0 => dequeue_burst::<R, S, P, 0>,
-        OFFLOADS => dequeue_burst::<R, S, P, OFFLOADS>,
-        HEADER_12 => dequeue_burst::<R, S, P, HEADER_12>,
-        IN_ORDER_12 => dequeue_burst::<R, S, P, IN_ORDER_12>,
-        OFFLOADS_12 => dequeue_burst::<R, S, P, OFFLOADS_12>,
-        _ => dequeue_burst::<R, S, P, { IN_ORDER_12 | OFFLOADS }>,
+        0 => dequeue_burst::<R, S, L, P, 0>,
+        OFFLOADS => dequeue_burst::<R, S, L, P, OFFLOADS>,
+        HEADER_12 => dequeue_burst::<R, S, L, P, HEADER_12>,
+        IN_ORDER_12 => dequeue_burst::<R, S, L, P, IN_ORDER_12>,
+        OFFLOADS_12 => dequeue_burst::<R, S, L, P, OFFLOADS_12>,
+        _ => dequeue_burst::<R, S, L, P, { IN_ORDER_12 | OFFLOADS }>,
     }
 }
 
@@ -74,20 +82,27 @@ fn dequeue<R: Ring, S: Space, P: PacketPool>(features: u64) -> DequeueBurst<P> {
 pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
     type Behind = Translated<true>;
     match (&vq.ring, &vq.lookaside) {
-        (Layout::Split(_), None) => enqueue::<SplitRing, Physical, P>(vq.features()),
-        (Layout::Packed(_), None) => enqueue::<PackedRing, Physical, P>(vq.features()),
-        (Layout::Split(_), Some(_)) => enqueue::<SplitRing, Behind, P>(vq.features()),
-        (Layout::Packed(_), Some(_)) => enqueue::<PackedRing, Behind, P>(vq.features()),
+        (Layout::Split(_), None) => enqueue::<SplitRing, Physical, P>(vq),
+        (Layout::Packed(_), None) => enqueue::<PackedRing, Physical, P>(vq),
+        (Layout::Split(_), Some(_)) => enqueue::<SplitRing, Behind, P>(vq),
+        (Layout::Packed(_), Some(_)) => enqueue::<PackedRing, Behind, P>(vq),
     }
 }
 
-fn enqueue<R: Ring, S: Space, P: Release>(features: u64) -> EnqueueBurst<P> {
+fn enqueue<R: Ring, S: Space, P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
+    match &vq.log {
+        None => enqueue_noting::<R, S, Unlogged, P>(vq.features()),
+        Some(_) => enqueue_noting::<R, S, Logged, P>(vq.features()),
+    }
+}
+
+fn enqueue_noting<R: Ring, S: Space, L: Logging, P: Release>(features: u64) -> EnqueueBurst<P> {
     // On that way it is the packets that ask. Used entries have lengths there, so each chain needs
     // its own.
     match flags(features) & (HEADER_12 | MERGEABLE) {
-        0 => enqueue_burst::<R, S, P, 0>,
-        HEADER_12 => enqueue_burst::<R, S, P, HEADER_12>,
-        _ => enqueue_burst::<R, S, P, { HEADER_12 | MERGEABLE }>,
+        0 => enqueue_burst::<R, S, L, P, 0>,
+        HEADER_12 => enqueue_burst::<R, S, L, P, HEADER_12>,
+        _ => enqueue_burst::<R, S, L, P, { HEADER_12 | MERGEABLE }>,
     }
 }
 
@@ -96,17 +111,27 @@ pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue) -> Bodies<P> {
     type Behind = Translated<true>;
     let plain = select_enqueue::<P>(vq);
     match (&vq.ring, &vq.lookaside) {
-        (Layout::Split(_), None) => offloaded::<SplitRing, Physical, P>(vq.features(), plain),
-        (Layout::Packed(_), None) => offloaded::<PackedRing, Physical, P>(vq.features(), plain),
-        (Layout::Split(_), Some(_)) => offloaded::<SplitRing, Behind, P>(vq.features(), plain),
-        (Layout::Packed(_), Some(_)) => offloaded::<PackedRing, Behind, P>(vq.features(), plain),
+        (Layout::Split(_), None) => offloaded::<SplitRing, Physical, P>(vq, plain),
+        (Layout::Packed(_), None) => offloaded::<PackedRing, Physical, P>(vq, plain),
+        (Layout::Split(_), Some(_)) => offloaded::<SplitRing, Behind, P>(vq, plain),
+        (Layout::Packed(_), Some(_)) => offloaded::<PackedRing, Behind, P>(vq, plain),
     }
 }
 
-fn offloaded<R: Ring, S: Space, P: Release>(features: u64, plain: EnqueueBurst<P>) -> Bodies<P> {
+fn offloaded<R: Ring, S: Space, P: Release>(vq: &Virtqueue, plain: EnqueueBurst<P>) -> Bodies<P> {
+    match &vq.log {
+        None => offloaded_noting::<R, S, Unlogged, P>(vq.features(), plain),
+        Some(_) => offloaded_noting::<R, S, Logged, P>(vq.features(), plain),
+    }
+}
+
+fn offloaded_noting<R: Ring, S: Space, L: Logging, P: Release>(
+    features: u64,
+    plain: EnqueueBurst<P>,
+) -> Bodies<P> {
     match flags(features) & (HEADER_12 | MERGEABLE) {
-        0 => bodies::<R, S, P, 0>(plain),
-        HEADER_12 => bodies::<R, S, P, HEADER_12>(plain),
-        _ => bodies::<R, S, P, { HEADER_12 | MERGEABLE }>(plain),
+        0 => bodies::<R, S, L, P, 0>(plain),
+        HEADER_12 => bodies::<R, S, L, P, HEADER_12>(plain),
+        _ => bodies::<R, S, L, P, { HEADER_12 | MERGEABLE }>(plain),
     }
 }

@@ -93,6 +93,8 @@ struct Piece {
     from: *const u8,
     to: *mut u8,
     transfer: Transfer,
+    /// Where `to` is for whoever is told of what was written.
+    note: u64,
 }
 
 // SAFETY: addresses. They are used by whoever has the flight, under the promise of `Flight::plan`.
@@ -107,6 +109,7 @@ impl Piece {
             to: Addr(0),
             len: 0,
         },
+        note: 0,
     };
 
     /// Copies by the CPU.
@@ -274,7 +277,7 @@ impl<T: Copy> Flight<T> {
     }
 
     /// Plans a copy of the packet that is appended next, `transfer` for an engine; `false` when there
-    /// is no room.
+    /// is no room. When it has ended, `note` is told, with its length.
     ///
     /// # Safety
     ///
@@ -282,8 +285,18 @@ impl<T: Copy> Flight<T> {
     /// out or was copied by [`copy_planned`](Self::copy_planned); when the flight is dropped before
     /// that, as long as an engine may use them.
     #[inline]
-    pub unsafe fn plan(&mut self, from: *const u8, to: *mut u8, transfer: Transfer) -> bool {
-        let planned = self.copies.push(Piece { from, to, transfer });
+    pub unsafe fn plan(
+        &mut self,
+        (from, to): (*const u8, *mut u8),
+        transfer: Transfer,
+        note: u64,
+    ) -> bool {
+        let planned = self.copies.push(Piece {
+            from,
+            to,
+            transfer,
+            note,
+        });
         self.planned += u32::from(planned);
         planned
     }
@@ -294,12 +307,13 @@ impl<T: Copy> Flight<T> {
         usize_of(self.planned)
     }
 
-    /// Does all planned copies now, by the CPU.
-    pub fn copy_planned(&mut self) {
+    /// Does all planned copies now, by the CPU; `written` is told of each.
+    pub fn copy_planned(&mut self, mut written: impl FnMut(u64, u32)) {
         let first = self.copies.next.wrapping_sub(self.planned);
         for nth in 0..self.planned {
             if let Some(piece) = self.copies.get(first.wrapping_add(nth)) {
                 piece.copy();
+                written(piece.note, piece.transfer.len);
             }
         }
         self.copies.next = first;
@@ -350,10 +364,10 @@ impl<T: Copy> Flight<T> {
         !self.is_empty() && cell.is_some_and(|cell| cell.pending.load(Ordering::Acquire) == 0)
     }
 
-    /// Takes the oldest slot out, if it has landed; copies that failed are done again first. Its
-    /// chains must be asked for before the next slot.
+    /// Takes the oldest slot out, if it has landed; copies that failed are done again first, and
+    /// `written` is told of all copies. Its chains must be asked for before the next slot.
     #[inline]
-    pub fn land(&mut self) -> Option<Landed<T>> {
+    pub fn land(&mut self, mut written: impl FnMut(u64, u32)) -> Option<Landed<T>> {
         if !self.lands() {
             return None;
         }
@@ -366,6 +380,11 @@ impl<T: Copy> Flight<T> {
         } else {
             0
         };
+        for nth in 0..u32::from(slot.copies) {
+            if let Some(piece) = self.copies.get(self.copies.first.wrapping_add(nth)) {
+                written(piece.note, piece.transfer.len);
+            }
+        }
         self.copies.first = self.copies.first.wrapping_add(slot.copies.into());
         Some(Landed {
             packet: slot.packet,

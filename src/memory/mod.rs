@@ -4,6 +4,7 @@
 //! A [`MemoryTable`] is immutable and shared by [`Arc`](std::sync::Arc): whoever can translate an
 //! address also keeps the mapping alive. Nothing here takes a lock.
 
+mod dirty_log;
 mod iotlb;
 mod lookaside;
 mod region;
@@ -12,6 +13,7 @@ mod table;
 mod translate;
 mod uffd;
 
+pub use dirty_log::{DirtyLog, DirtyPages};
 pub use iotlb::{Access, Extent, Iotlb, IovaRange, Miss};
 pub use lookaside::{IotlbCursor, Lookaside, Questions, Translated};
 pub use region::{MapError, Region, RegionConfig};

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use vm_memory::{FileOffset, MmapRegion, mmap::MmapRegionBuilder};
+use vm_memory::{AtomicInteger, FileOffset, MmapRegion, VolatileMemory, mmap::MmapRegionBuilder};
 
 use super::uffd::{Registration, Userfault};
 use super::{Gpa, Uva};
@@ -53,6 +53,8 @@ pub struct Region {
     config: RegionConfig,
     /// Host address of the region's first byte; inside `mapping`.
     host: NonNull<u8>,
+    /// Where it lies in `mapping`, in bytes.
+    lead: usize,
     /// Goes before the mapping does.
     _faults: Option<Registration>,
     mapping: MmapRegion,
@@ -181,6 +183,7 @@ impl Region {
         Ok(Self {
             config,
             host,
+            lead,
             _faults: faults,
             mapping,
         })
@@ -211,6 +214,19 @@ impl Region {
     /// Host address of the first byte.
     pub(super) fn host(&self) -> NonNull<u8> {
         self.host
+    }
+
+    /// The number `skip` bytes into the region, for use beside a peer; `None` when it is not wholly
+    /// inside, or not aligned.
+    #[inline]
+    pub(super) fn atomic<T: AtomicInteger>(&self, skip: usize) -> Option<&T> {
+        let end = skip.checked_add(size_of::<T>())?;
+        if end as u64 > self.config.size {
+            return None;
+        }
+        self.mapping
+            .get_atomic_ref(self.lead.checked_add(skip)?)
+            .ok()
     }
 
     /// Whether `self` and `other` share a guest-physical or a frontend-virtual address.

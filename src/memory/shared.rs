@@ -446,6 +446,15 @@ impl GuestPacked {
         self.run(index, 1).set_used(0, id, len, flags);
     }
 
+    /// All entries.
+    pub fn range(&self) -> GuestRange<'_> {
+        GuestRange {
+            start: self.start.cast(),
+            len: usize::from(self.size) * Descriptor::SIZE,
+            table: PhantomData,
+        }
+    }
+
     /// Host address of the flags of entry `index`, for a CPU that waits on them.
     pub fn flags_ptr(&self, index: u16) -> *const u16 {
         let entry = self.start.as_ptr().cast_const().cast::<u16>();

@@ -116,6 +116,19 @@ pub(super) enum RequestError {
         /// The reason.
         source: MapError,
     },
+    /// Not a description of a log.
+    #[error("{0} bytes, 16 wanted")]
+    LogSize(usize),
+    /// The dirty log cannot be mapped.
+    #[error("dirty log of {size:#x} bytes at {offset:#x} of its file, not mapped: {source}")]
+    Log {
+        /// Its length.
+        size: u64,
+        /// Where it begins.
+        offset: u64,
+        /// The reason.
+        source: MapError,
+    },
     /// The regions do not go together.
     #[error("{0}")]
     Table(#[from] TableError),

@@ -182,6 +182,7 @@ pub fn offered() -> u64 {
         | VIRTIO_NET_F_CTRL_RX
         | VIRTIO_NET_F_GUEST_ANNOUNCE
         | VIRTIO_NET_F_MQ
+        | VHOST_F_LOG_ALL
         | VIRTIO_F_ANY_LAYOUT
         | VIRTIO_RING_F_INDIRECT_DESC
         | VIRTIO_RING_F_EVENT_IDX
@@ -194,6 +195,7 @@ pub fn offered() -> u64 {
 /// The protocol features that a port can offer.
 pub fn offered_protocol() -> u64 {
     VHOST_USER_PROTOCOL_F_MQ
+        | VHOST_USER_PROTOCOL_F_LOG_SHMFD
         | VHOST_USER_PROTOCOL_F_RARP
         | VHOST_USER_PROTOCOL_F_REPLY_ACK
         | VHOST_USER_PROTOCOL_F_NET_MTU
@@ -250,9 +252,9 @@ mod tests {
 
     #[test]
     fn bits_have_the_numbers_of_the_specification() {
-        assert_eq!(offered(), 0xd_7866_ffcb);
-        assert_eq!(offered_protocol(), 0x1_813d);
-        assert_eq!(protocol_word(Offer::default()), 0x1_803d);
+        assert_eq!(offered(), 0xd_7c66_ffcb);
+        assert_eq!(offered_protocol(), 0x1_813f);
+        assert_eq!(protocol_word(Offer::default()), 0x1_803f);
         let with = Offer {
             postcopy: true,
             ..Offer::default()
@@ -269,8 +271,7 @@ mod tests {
                 ext_buffer,
                 ..Offer::default()
             };
-            // The C driver also offers the dirty log.
-            word(offer) | VHOST_F_LOG_ALL
+            word(offer)
         };
         assert_eq!(given(false, false, false), 0xd_7c66_e7cb);
         assert_eq!(given(true, false, false), 0xd_7c66_ffcb);

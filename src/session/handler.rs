@@ -110,18 +110,19 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptor: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         let areas = RingAreas {
             descriptors: Uva(descriptor),
             available: Uva(available),
             used: Uva(used),
         };
-        let result = self.set_areas(index, areas);
+        let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        let result = self.set_areas(index, areas, logged.then_some(Gpa(log)));
         self.keep(result)
     }
 

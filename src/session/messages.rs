@@ -82,7 +82,8 @@ messages! {
     3 SET_OWNER: Zero, 0, Crate;
     4 RESET_OWNER: Zero, 0, Crate;
     5 SET_MEM_TABLE: ANY, 8, Crate;
-    6 SET_LOG_BASE: ANY, 0, Refused;
+    // The crate answers with a payload; frontends know that of none.
+    6 SET_LOG_BASE: One, 16, Own(set_log_base);
     7 SET_LOG_FD: One, 0, Own(set_log_fd);
     8 SET_VRING_NUM: Zero, 8, Crate;
     9 SET_VRING_ADDR: Zero, 40, Crate;
@@ -208,6 +209,18 @@ fn clear_memory(device: &mut Device, _body: &[u8], files: Vec<OwnedFd>) -> Outco
     }
     device.set_memory(Vec::new())?;
     Ok(None)
+}
+
+fn set_log_base(device: &mut Device, body: &[u8], files: Vec<OwnedFd>) -> Outcome {
+    if body.len() != 16 {
+        return Err(RequestError::LogSize(body.len()));
+    }
+    let (size, offset) = (number(body), number(body.get(8..).unwrap_or_default()));
+    if let Some(file) = files.into_iter().next() {
+        device.set_log(file.into(), size, offset)?;
+    }
+    // The answer is a reply without a payload, also when none was asked for.
+    Ok(Some(Vec::new().into()))
 }
 
 /// A file to announce changes of the dirty log; there is nobody to announce them to.

@@ -110,6 +110,15 @@ impl Translated {
         memory.uva(gpa).ok_or(scattered)
     }
 
+    /// Where writes to the used ring are logged, which the frontend told as an I/O virtual address.
+    pub(super) fn log(&self, at: Gpa) -> Result<Gpa, SetupError> {
+        let (iova, need) = (Iova(at.0), Access::BOTH);
+        let extent = self.iotlb.extent(iova, 1, need);
+        let extent = extent.ok_or(SetupError::Miss(Miss { iova, need }))?;
+        let skip = iova.0.wrapping_sub(extent.iova.0);
+        Ok(Gpa(extent.gpa.0.wrapping_add(skip)))
+    }
+
     fn lookaside(&self, memory: &Arc<MemoryTable>) -> Lookaside {
         Lookaside::new(
             Arc::clone(memory),
@@ -142,6 +151,8 @@ pub struct VringSetup {
     /// The state's next index is the frontend's or a stopped virtqueue's.
     based: bool,
     areas: Option<RingAreas>,
+    /// Where writes to the used ring are logged, if at all.
+    used_log: Option<Gpa>,
     kick: Kick,
     call: Option<File>,
     call_known: bool,
@@ -156,6 +167,7 @@ impl VringSetup {
             size: None,
             based: false,
             areas: None,
+            used_log: None,
             kick: Kick::Unknown,
             call: None,
             call_known: false,
@@ -185,9 +197,16 @@ impl VringSetup {
         accepted
     }
 
-    /// `SET_VRING_ADDR`.
-    pub(super) fn set_areas(&mut self, areas: RingAreas) {
+    /// `SET_VRING_ADDR`. `used_log` is where writes to the used ring are logged, if at all; a bad
+    /// address is as good as none.
+    pub(super) fn set_areas(&mut self, areas: RingAreas, used_log: Option<Gpa>) {
         self.areas = Some(areas);
+        self.used_log = used_log;
+    }
+
+    /// Where writes to the used ring are logged.
+    pub(super) fn used_log(&self) -> Option<Gpa> {
+        self.used_log
     }
 
     /// Where the ring starts or goes on. A fresh packed ring begins with its wrap counter set.

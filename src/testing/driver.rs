@@ -9,8 +9,9 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::packed::PackedSide;
 use super::split::SplitSide;
-use super::{BUFFERS, Buffer, FakeMemory, FakePacket, FakePool, Frame, Used};
+use super::{BUFFERS, Buffer, FakeLog, FakeMemory, FakePacket, FakePool, Frame, LogRing, Used};
 use crate::datapath::{QueueCounters, Release, select_dequeue, select_enqueue};
+use crate::memory::Gpa;
 use crate::virtio_net::{
     VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
@@ -37,6 +38,8 @@ pub struct FakeDriver {
     base: u16,
     next_buffer: u64,
     calls: Option<File>,
+    /// While the guest is migrated.
+    log: Option<(FakeLog, LogRing)>,
     virtqueue: Option<Virtqueue>,
 }
 
@@ -106,6 +109,7 @@ impl FakeDriver {
             base,
             next_buffer: BUFFERS.start,
             calls: None,
+            log: None,
             virtqueue: None,
         }
     }
@@ -143,6 +147,12 @@ impl FakeDriver {
         self
     }
 
+    /// What the device writes from now on is noted in `log`, and where that says for the used ring.
+    pub fn set_log(&mut self, log: Option<(&FakeLog, LogRing)>) {
+        self.stop();
+        self.log = log.map(|(log, ring)| (log.clone(), ring));
+    }
+
     /// Whether the ring is a packed one.
     pub fn is_packed(&self) -> bool {
         matches!(self.side, Side::Packed(_))
@@ -161,6 +171,12 @@ impl FakeDriver {
     /// Guest-physical address of the available ring, or of the driver's event suppression.
     pub fn available(&self) -> u64 {
         self.areas()[1]
+    }
+
+    /// Guest-physical address of what the device writes to give a chain back.
+    pub fn used_ring(&self) -> u64 {
+        let [descriptors, _, used] = self.areas();
+        if self.is_packed() { descriptors } else { used }
     }
 
     /// Guest-physical addresses of the three areas of the ring.
@@ -401,9 +417,20 @@ impl FakeDriver {
     /// The running virtqueue.
     pub fn virtqueue(&mut self) -> &mut Virtqueue {
         let config = self.config();
+        let own = self.used_ring();
         self.virtqueue.get_or_insert_with(|| {
             let call = self.calls.as_ref().map(|call| call.try_clone().unwrap());
-            Virtqueue::map(config, &self.memory.table(), self.features, call).unwrap()
+            let virtqueue = Virtqueue::map(config, &self.memory.table(), self.features, call);
+            let virtqueue = virtqueue.unwrap();
+            let Some((log, ring)) = &self.log else {
+                return virtqueue;
+            };
+            let used = match *ring {
+                LogRing::Nowhere => None,
+                LogRing::AsItLies => Some(Gpa(own)),
+                LogRing::At(at) => Some(Gpa(at)),
+            };
+            virtqueue.logged(log.map(), used)
         })
     }
 

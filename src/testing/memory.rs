@@ -1,6 +1,7 @@
 //! Guest memory as a guest has it: files that we map and the driver writes.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -8,7 +9,10 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::LOG_PAGE;
 use crate::memory::{Gpa, MemoryTable, Region, RegionConfig, Uva};
+
+const PAGE: usize = LOG_PAGE as usize;
 
 /// Guest-physical addresses of the region that holds the rings.
 pub const RINGS: Range<u64> = 0x1000_0000..0x1010_07c0;
@@ -82,6 +86,26 @@ pub struct FakeMemory {
     regions: Arc<[Backing]>,
 }
 
+/// What was in guest memory at some time.
+#[derive(Debug)]
+pub struct Snapshot(Vec<(u64, Vec<u8>)>);
+
+impl Snapshot {
+    /// The numbers of the pages that are not as in `before`, which is of the same ranges.
+    pub fn changed_since(&self, before: &Self) -> BTreeSet<u64> {
+        let mut changed = BTreeSet::new();
+        for ((at, now), (_, then)) in self.0.iter().zip(&before.0) {
+            let pages = now.chunks(PAGE).zip(then.chunks(PAGE));
+            for (nth, (now, then)) in (at / LOG_PAGE..).zip(pages) {
+                if now != then {
+                    changed.insert(nth);
+                }
+            }
+        }
+        changed
+    }
+}
+
 impl Default for FakeMemory {
     fn default() -> Self {
         Self::new()
@@ -146,6 +170,15 @@ impl FakeMemory {
             file.read_exact_at(&mut bytes[part], offset).unwrap();
         });
         bytes
+    }
+
+    /// What is in `ranges`, each of whole pages but for its end.
+    pub fn snapshot(&self, ranges: &[Range<u64>]) -> Snapshot {
+        let read = |range: &Range<u64>| {
+            let len = (range.end - range.start) as usize;
+            (range.start, self.read(range.start, len))
+        };
+        Snapshot(ranges.iter().map(read).collect())
     }
 
     /// Whether all bytes that are mapped beside the regions are as they were.

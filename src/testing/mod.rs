@@ -9,6 +9,7 @@
 mod buffer;
 pub mod dma;
 mod driver;
+mod log;
 mod memory;
 mod packed;
 mod packet;
@@ -17,6 +18,7 @@ mod wire;
 
 pub use buffer::{Buffer, Frame, Used};
 pub use driver::FakeDriver;
-pub use memory::{APART, BUFFERS, FakeMemory, NEXT, RINGS, UNMAPPED};
+pub use log::{FakeLog, LOG_PAGE, LogRing};
+pub use memory::{APART, BUFFERS, FakeMemory, NEXT, RINGS, Snapshot, UNMAPPED};
 pub use packet::{FakePacket, FakePool};
 pub use wire::{Build, crc32c, naive_sum};

@@ -6,6 +6,7 @@
 
 mod ahead;
 mod chain;
+mod dirty;
 mod gate;
 mod notify;
 mod packed;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 pub use ahead::{Looked, after_a_miss, look_ahead};
 pub use chain::{Chain, Reserved, Segment};
+pub use dirty::{QueueLog, RingWrites};
 #[cfg(loom)]
 pub use gate::NoBarrier;
 pub use gate::{Allow, Barrier, Gate, Membarrier};
@@ -27,7 +29,7 @@ pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
 pub use shared_gate::SharedGate;
 pub use split::SplitRing;
 
-use crate::memory::{Access, AreaError, Lookaside, MemoryTable, Translate, Uva};
+use crate::memory::{Access, AreaError, DirtyLog, Gpa, Lookaside, MemoryTable, Translate, Uva};
 
 /// The descriptor continues in the one that `next` names (VIRTIO 1.2, 2.7.5).
 pub const VRING_DESC_F_NEXT: u16 = 1;
@@ -113,6 +115,8 @@ pub struct Virtqueue {
     pub notifier: Notifier,
     /// Scratch for chains of more than one descriptor.
     pub chain: Chain,
+    /// The pages that were written, while the guest is migrated.
+    pub log: Option<Box<QueueLog>>,
     features: u64,
 }
 
@@ -140,8 +144,18 @@ impl Virtqueue {
             lookaside: None,
             notifier: Notifier::new(call),
             chain: Chain::new(config.size),
+            log: None,
             features,
         })
+    }
+
+    /// Notes in `log` what is written to guest memory. `used` is where writes to the used ring are
+    /// noted, if at all. The burst must be chosen after this.
+    #[must_use]
+    pub fn logged(mut self, log: Arc<DirtyLog>, used: Option<Gpa>) -> Self {
+        let log = QueueLog::new(log, &self.memory, &self.ring, used);
+        self.log = Some(Box::new(log));
+        self
     }
 
     /// The features that the driver acked.

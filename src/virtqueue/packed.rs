@@ -8,16 +8,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::dirty::entries;
 use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::split::event_passed;
 use super::{
-    Chain, RingConfig, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    Chain, RingConfig, RingWrites, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
     VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC,
     VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 use crate::memory::{
-    AreaError, Descriptor, Fault, GuestPacked, GuestPackedRun, GuestWord, MemoryTable, Translate,
-    Uva,
+    AreaError, Descriptor, Fault, GuestPacked, GuestPackedRun, GuestRange, GuestWord, MemoryTable,
+    Translate, Uva,
 };
 
 const WRAP: u16 = 1 << 15;
@@ -150,6 +151,11 @@ impl PackedRing {
     fn write_used(&self, at: Position, id: u16, len: u32) {
         let flags = at.used_bits() | written(len);
         self.descriptors.set_used(at.index(), id, len, flags);
+    }
+
+    /// The memory of the ring.
+    pub(super) fn descriptors(&self) -> GuestRange<'_> {
+        self.descriptors.range()
     }
 
     /// What other threads may look at.
@@ -353,6 +359,23 @@ impl Ring for PackedRing {
         let at = self.withheld.map_or(next, |first| first.at);
         self.withheld = Some(Withheld { at, id, len: 0 });
         self.next_used = next.after(slots, self.size);
+    }
+
+    /// Of a chain only the first descriptor is written, but they are all in this: they share pages.
+    fn writes(&self) -> RingWrites {
+        let Some(Withheld { at, .. }) = self.withheld else {
+            return RingWrites::default();
+        };
+        let (from, to) = (at.index(), self.next_used.index());
+        let count = if at.wrap() == self.next_used.wrap() {
+            to.wrapping_sub(from)
+        } else {
+            to.wrapping_add(self.size).wrapping_sub(from)
+        };
+        RingWrites {
+            entries: entries((0, 16, self.size), from, count),
+            last: entries((0, 16, self.size), from, 1),
+        }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::packed::PackedView;
 use super::split::SplitView;
-use super::{Chain, PackedRing, SplitRing};
+use super::{Chain, PackedRing, RingWrites, SplitRing};
 use crate::memory::{Descriptor, Translate};
 
 /// A running ring of either layout.
@@ -117,6 +117,10 @@ pub trait Ring {
     /// names the last of them, at the place of the first (`VIRTIO_F_IN_ORDER`; 2.7.9, 2.8.9). A burst
     /// gives back in this way alone, or not at all.
     fn push_batch(&mut self, id: u16, slots: u16);
+
+    /// What was written to the ring since the last [`publish_used`](Ring::publish_used), and what that
+    /// will write.
+    fn writes(&self) -> RingWrites;
 
     /// Makes all that was given back visible to the driver; whether there was anything.
     fn publish_used(&mut self) -> bool;

@@ -7,10 +7,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::dirty::entries;
 use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::{
-    Chain, RingConfig, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
-    VRING_USED_F_NO_NOTIFY,
+    Chain, RingConfig, RingWrites, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT,
+    VRING_DESC_F_NEXT, VRING_USED_F_NO_NOTIFY,
 };
 use crate::memory::{
     AreaError, Descriptor, Fault, GuestTable, GuestU16s, GuestUsed, GuestUsedElements, GuestWord,
@@ -286,6 +287,22 @@ impl Ring for SplitRing {
     fn push_batch(&mut self, id: u16, slots: u16) {
         self.batch = Some(id);
         self.next_used = self.next_used.wrapping_add(slots);
+    }
+
+    fn writes(&self) -> RingWrites {
+        let given_back = self.next_used.wrapping_sub(self.published);
+        let (now, last) = match self.batch {
+            Some(_) => (0, 1),
+            None => (given_back, 0),
+        };
+        let first = self.published & self.size.wrapping_sub(1);
+        // `flags` and `idx` stand before them.
+        let entries = |count| entries((4, 8, self.size), first, count);
+        let [last, _] = entries(last);
+        RingWrites {
+            entries: entries(now),
+            last: [last, 2..4],
+        }
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@ mod life;
 #[cfg(not(feature = "dpdk"))]
 mod log;
 mod memory;
+mod migration;
 mod port;
 mod postcopy;
 mod raw;

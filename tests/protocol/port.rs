@@ -94,12 +94,17 @@ impl Port {
     /// Takes `count` chains of split vring `index` and gives them back.
     pub(crate) fn use_chains(&self, index: u16, count: u16) {
         self.poll(index, |virtqueue| {
-            let ring = SplitRing::of(&mut virtqueue.ring).unwrap();
+            let Virtqueue { ring, log, .. } = virtqueue;
+            let ring = SplitRing::of(ring).unwrap();
             ring.take(count);
             for head in 0..count {
                 ring.push_used(head, 1, 0);
             }
-            ring.publish_used();
+            match log {
+                Some(log) => log.publish(ring),
+                None => ring.publish_used(),
+            };
+            ring.wanted_call();
         });
     }
 

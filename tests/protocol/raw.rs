@@ -18,6 +18,7 @@ pub(crate) const SET_FEATURES: u32 = 2;
 pub(crate) const SET_OWNER: u32 = 3;
 pub(crate) const RESET_OWNER: u32 = 4;
 pub(crate) const SET_MEM_TABLE: u32 = 5;
+pub(crate) const SET_LOG_BASE: u32 = 6;
 pub(crate) const SET_LOG_FD: u32 = 7;
 pub(crate) const SET_VRING_NUM: u32 = 8;
 pub(crate) const SET_VRING_ADDR: u32 = 9;

@@ -12,7 +12,7 @@ fn fly(channel: &Channel, user: u32, flight: &mut Flight<u8>, from: &[u8; 4], to
     let mut burst = channel.burst(user).unwrap();
     let transfer = burst.transfer(from.as_ptr(), to.as_ptr(), 4).unwrap();
     // SAFETY: the tests keep both longer than channel and flight.
-    assert!(unsafe { flight.plan(from.as_ptr(), to.as_mut_ptr(), transfer) });
+    assert!(unsafe { flight.plan((from.as_ptr(), to.as_mut_ptr()), transfer, 0) });
     flight.append(Some(0), |transfer, place| {
         // SAFETY: as above.
         unsafe { burst.stage(transfer, place) };
@@ -56,7 +56,7 @@ fn numbers_of_flights_are_used_again_when_nothing_is_under_way() {
     channel.detach(1);
     assert_eq!(channel.attach(two.board()), 1, "0 is still in use");
     channel.reap();
-    assert!(one.land().is_some());
+    assert!(one.land(|_, _| {}).is_some());
     channel.detach(0);
     assert_eq!(channel.attach(two.board()), 0);
     assert_eq!(to, from);
@@ -157,7 +157,7 @@ fn when_an_engine_dies_all_its_flights_hear_of_it() {
     assert_eq!(channel.kill("of a test"), Halted::Proven);
     for flight in &mut flights {
         assert_eq!(flight.take_events().deaths, 1);
-        assert_eq!(flight.land().map(|landed| landed.redone), Some(1));
+        assert_eq!(flight.land(|_, _| {}).map(|landed| landed.redone), Some(1));
     }
     assert_eq!(to, from);
 }

@@ -13,7 +13,7 @@ const NOTHING: Transfer = Transfer {
 
 fn plan(flight: &mut Flight<u32>, from: &[u8; 4], to: &mut [u8; 4]) -> bool {
     // SAFETY: the tests keep both longer than the flight.
-    unsafe { flight.plan(from.as_ptr(), to.as_mut_ptr(), NOTHING) }
+    unsafe { flight.plan((from.as_ptr(), to.as_mut_ptr()), NOTHING, 77) }
 }
 
 /// Appends `packet`; the place of its slot, when it has copies.
@@ -35,14 +35,26 @@ fn slots_come_out_in_order_when_their_copies_have_ended() {
     assert!(!flight.fits(1));
     let board = Arc::clone(flight.board());
     board.done(1, Outcome::Copied);
-    assert_eq!(flight.land(), None);
+    assert_eq!(flight.land(|_, _| {}), None);
     board.done(0, Outcome::Copied);
-    assert_eq!(flight.land().map(|landed| landed.packet), Some(Some(0)));
-    assert_eq!(flight.land().map(|landed| landed.packet), Some(Some(1)));
-    assert_eq!(flight.land(), None);
+    assert_eq!(
+        flight.land(|_, _| {}).map(|landed| landed.packet),
+        Some(Some(0))
+    );
+    assert_eq!(
+        flight.land(|_, _| {}).map(|landed| landed.packet),
+        Some(Some(1))
+    );
+    assert_eq!(flight.land(|_, _| {}), None);
     board.done(2, Outcome::Copied);
-    assert_eq!(flight.land().map(|landed| landed.packet), Some(Some(2)));
-    assert_eq!(flight.land().map(|landed| landed.packet), Some(Some(3)));
+    assert_eq!(
+        flight.land(|_, _| {}).map(|landed| landed.packet),
+        Some(Some(2))
+    );
+    assert_eq!(
+        flight.land(|_, _| {}).map(|landed| landed.packet),
+        Some(Some(3))
+    );
     assert!(flight.is_empty());
     assert_eq!(to, [0; 4], "no engine was there");
 }
@@ -57,7 +69,9 @@ fn a_slot_with_a_failed_copy_is_copied_whole() {
     let board = Arc::clone(flight.board());
     board.done(place, Outcome::Failed);
     board.give_up(place);
-    let landed = flight.land().unwrap();
+    let mut notes = Vec::new();
+    let landed = flight.land(|note, len| notes.push((note, len))).unwrap();
+    assert_eq!(notes, [(77, 4); 2]);
     assert_eq!((landed.packet, landed.redone), (Some(9), 2));
     assert_eq!((one, two), (from, from));
     assert_eq!(flight.take_events().errors, 1);
@@ -66,7 +80,7 @@ fn a_slot_with_a_failed_copy_is_copied_whole() {
     for packet in 0..4 {
         append(&mut flight, packet);
     }
-    assert_eq!(flight.land().map(|landed| landed.redone), Some(0));
+    assert_eq!(flight.land(|_, _| {}).map(|landed| landed.redone), Some(0));
 }
 
 #[test]
@@ -77,10 +91,13 @@ fn planned_copies_can_be_the_cpus_after_all() {
     assert!(plan(&mut flight, &from, &mut two));
     assert!(!plan(&mut flight, &from, &mut two), "there is no room");
     assert_eq!(flight.planned(), 2);
-    flight.copy_planned();
+    flight.copy_planned(|note, len| assert_eq!((note, len), (77, 4)));
     assert_eq!((one, two), (from, from));
     assert_eq!(append(&mut flight, 5), None);
-    assert_eq!(flight.land().map(|landed| landed.packet), Some(Some(5)));
+    assert_eq!(
+        flight.land(|_, _| {}).map(|landed| landed.packet),
+        Some(Some(5))
+    );
     assert!(plan(&mut flight, &from, &mut one), "and there is again");
 }
 
@@ -100,11 +117,11 @@ fn chains_come_out_with_their_slot() {
     flight.append(None, |_, _| {});
     assert!(flight.fits(4));
     assert!(!flight.fits(5));
-    assert_eq!(flight.land().map(|landed| landed.chains), Some(3));
+    assert_eq!(flight.land(|_, _| {}).map(|landed| landed.chains), Some(3));
     for id in 0..3 {
         assert_eq!(flight.next_chain(), Some(chain(id)));
     }
-    let landed = flight.land().unwrap();
+    let landed = flight.land(|_, _| {}).unwrap();
     assert_eq!((landed.packet, landed.chains), (None, 1));
     assert_eq!(flight.next_chain(), Some(chain(3)));
     assert_eq!(flight.next_chain(), None);

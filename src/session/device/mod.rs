@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod iommu;
+mod migration;
 mod postcopy;
 mod regions;
 mod requests;
@@ -27,7 +28,7 @@ use super::spawn::Spawn;
 use super::turn::{Turn, Vid};
 use super::vring::{SetupError, Translated, VringSetup};
 use super::{DeviceInfo, SessionConfig, SessionEvents};
-use crate::memory::{Access, Iotlb, IovaRange, MemoryTable, Questions};
+use crate::memory::{Access, DirtyLog, Iotlb, IovaRange, MemoryTable, Questions};
 use crate::virtqueue::Virtqueue;
 
 /// The most vrings of a device.
@@ -93,6 +94,8 @@ pub(super) struct Device {
     /// What the frontend told of its IOMMU.
     iotlb: Arc<Iotlb>,
     asking: Asking,
+    /// Where to note what is written, while `VHOST_F_LOG_ALL` is acked.
+    log: Option<Arc<DirtyLog>>,
     postcopy: Option<Postcopy>,
     /// Where the regions of the request at hand were mapped, when the frontend has to know.
     pub(super) bases: Option<Vec<u64>>,
@@ -123,6 +126,7 @@ impl Device {
             memory: None,
             iotlb: Arc::default(),
             asking: Asking::default(),
+            log: None,
             postcopy: None,
             bases: None,
             channel: None,
@@ -205,10 +209,14 @@ impl Device {
         let activated = vring
             .setup
             .activate(memory.as_ref(), features, translated.as_ref());
+        let activated =
+            activated.and_then(|virtqueue| self.logged(index, virtqueue, translated.as_ref()));
         let virtqueue = match activated {
             Ok(virtqueue) => virtqueue,
             Err(error) => {
-                vring.rejected = true;
+                if let Some(vring) = self.at(index) {
+                    vring.rejected = true;
+                }
                 match error {
                     SetupError::Miss(miss) => {
                         say!(Debug, self.iface(), "vring {index}: {error}");
@@ -453,6 +461,7 @@ impl Device {
         self.vrings.clear();
         self.memory = None;
         self.forget_translations();
+        self.log = None;
         self.channel = None;
         self.place.turn.leave(self.place.vid.get());
     }

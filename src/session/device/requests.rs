@@ -5,10 +5,13 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use super::super::error::RequestError;
-use super::super::features::{self, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_RING_PACKED};
+use super::super::features::{
+    self, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_RING_PACKED,
+};
 use super::super::say;
 use super::super::vring::eventfd;
 use super::Device;
+use crate::memory::Gpa;
 use crate::virtqueue::RingAreas;
 
 const STATUS_FEATURES_OK: u8 = 8;
@@ -33,7 +36,8 @@ impl Device {
         if word == self.features {
             return Ok(());
         }
-        if self.up {
+        // The log of a migration is switched on and off under a running device.
+        if self.up && (word ^ self.features) & !VHOST_F_LOG_ALL != 0 {
             let from = self.features;
             return Err(RequestError::FeaturesWhileRunning { from, to: word });
         }
@@ -74,6 +78,7 @@ impl Device {
         }
         self.memory = None;
         self.forget_translations();
+        self.log = None;
         self.channel = None;
         self.features = 0;
         self.protocol_features = 0;
@@ -100,6 +105,7 @@ impl Device {
         &mut self,
         index: u32,
         areas: RingAreas,
+        used_log: Option<Gpa>,
     ) -> Result<(), RequestError> {
         let without_memory = self.memory.is_none();
         let (index, vring) = self.vring(index)?;
@@ -107,7 +113,7 @@ impl Device {
             return Err(RequestError::AddressesWithoutMemory(index));
         }
         let running = vring.running;
-        vring.setup.set_areas(areas);
+        vring.setup.set_areas(areas, used_log);
         if running {
             self.pause(index);
             // A frontend does this when a migration begins; the ring goes on.
