@@ -97,7 +97,7 @@ refused_values(void)
 					      "65537", "2 3", "1x", "99999999999999999999"};
 	static const char *const switches[] = {"client",        "iommu-support", "postcopy-support",
 					       "tso",           "linear-buffer", "ext-buffer",
-					       "legacy-ol-flags"};
+					       "legacy-ol-flags", "ptypes"};
 	static const char *const not_switches[] = {"yes", "", "-1", "1x"};
 	char text[256];
 

@@ -29,7 +29,7 @@ const MAX_IFACE: usize = 107;
 const VDUSE: &str = "/dev/vduse/";
 
 /// Every key, in the order of `PMD_INFO_STRING`; `legacy-ol-flags` is accepted but not listed there.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "iface",
     "queues",
     "client",
@@ -39,6 +39,7 @@ const KEYS: [&str; 13] = [
     "linear-buffer",
     "ext-buffer",
     "legacy-ol-flags",
+    "ptypes",
     "dmas",
     "dmathr",
     "dma-ring-size",
@@ -69,6 +70,8 @@ pub struct PortConfig {
     pub ext_buffer: bool,
     /// Offload flags of received packets as before DPDK 21.11.
     pub legacy_ol_flags: bool,
+    /// Tell the packet type of every received frame.
+    pub ptypes: bool,
     /// Copy engines of queues; `None` when there are none.
     pub dma: Option<DmaConfig>,
 }
@@ -185,6 +188,7 @@ impl PortConfig {
             linear_buffer: strict_switch("linear-buffer")?,
             ext_buffer: strict_switch("ext-buffer")?,
             legacy_ol_flags: switch("legacy-ol-flags")?,
+            ptypes: switch("ptypes")?,
             dma: given.dma(queues)?,
         })
     }
@@ -373,6 +377,7 @@ mod tests {
             linear_buffer: false,
             ext_buffer: false,
             legacy_ol_flags: false,
+            ptypes: false,
             dma: None,
         };
         assert_eq!(config, expected);
@@ -382,7 +387,7 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             "iface=a,queues=8,client=1,iommu-support=1,postcopy-support=1,tso=1,linear-buffer=1,\
-             ext-buffer=1,legacy-ol-flags=1",
+             ext-buffer=1,legacy-ol-flags=1,ptypes=1",
         );
 
         let expected = PortConfig {
@@ -395,6 +400,7 @@ mod tests {
             linear_buffer: true,
             ext_buffer: true,
             legacy_ol_flags: true,
+            ptypes: true,
             dma: None,
         };
         assert_eq!(config, expected);
@@ -456,8 +462,8 @@ mod tests {
         assert_eq!(
             refused("iface=a,queue=2"),
             "queue: unknown key, did you mean queues? Allowed are iface, queues, client, \
-             iommu-support, postcopy-support, tso, linear-buffer, ext-buffer, legacy-ol-flags, dmas, \
-             dmathr, dma-ring-size, dma_ring_size"
+             iommu-support, postcopy-support, tso, linear-buffer, ext-buffer, legacy-ol-flags, ptypes, \
+             dmas, dmathr, dma-ring-size, dma_ring_size"
         );
         assert_eq!(nearest("iommu_support"), "iommu-support");
         assert_eq!(nearest("linear-buffers"), "linear-buffer");

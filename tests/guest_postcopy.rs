@@ -162,8 +162,9 @@ fn begin(lab: &Lab, from: &Guest, to: &Guest) -> Outcome {
     }
     let address = format!(r#"{{"uri": "unix:{}"}}"#, lab.path_text("migration"));
     to.qmp_with("migrate-incoming", &address)?;
-    // Slow: most pages are missing when it switches over.
-    from.qmp_with("migrate-set-parameters", r#"{"max-bandwidth": 8388608}"#)?;
+    // Most pages are missing when it switches over, and come slowly unless they are asked for.
+    let slow = r#"{"max-bandwidth": 4194304, "max-postcopy-bandwidth": 4194304}"#;
+    from.qmp_with("migrate-set-parameters", slow)?;
     from.qmp_with("migrate", &address)?;
     wait_for_status(from, "active")?;
     from.qmp("migrate-start-postcopy")?;

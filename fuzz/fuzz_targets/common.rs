@@ -23,7 +23,7 @@ pub(crate) fn length(code: u8) -> u32 {
     match code {
         0..=199 => code.into(),
         200..=247 => u32::from(code - 199) * 97,
-        _ => u32::MAX >> (code & 7) * 3,
+        _ => u32::MAX >> ((code & 7) * 3),
     }
 }
 

@@ -17,8 +17,9 @@ fuzz_target!(|text: &str| {
     assert!((1..108).contains(&config.iface.len()));
     // Said again, it means the same.
     let again = format!(
-        "legacy-ol-flags={},ext-buffer={},linear-buffer={},tso={},postcopy-support={},\
+        "ptypes={},legacy-ol-flags={},ext-buffer={},linear-buffer={},tso={},postcopy-support={},\
          iommu-support={},client={},queues={},iface={}",
+        u8::from(config.ptypes),
         u8::from(config.legacy_ol_flags),
         u8::from(config.ext_buffer),
         u8::from(config.linear_buffer),

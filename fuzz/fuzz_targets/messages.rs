@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use rte_net_vhost::datapath::{QueueCounters, Release, select_dequeue, select_enqueue};
-use rte_net_vhost::session::features::{Offer, offered_protocol, word};
+use rte_net_vhost::session::features::{Offer, protocol_word, word};
 use rte_net_vhost::session::{DeviceInfo, Endpoint, SessionConfig, SessionEvents, StdThreads};
 use rte_net_vhost::testing::{FakePacket, FakePool};
 use rte_net_vhost::virtqueue::Virtqueue;
@@ -48,7 +48,7 @@ struct Port(Mutex<HashMap<u16, Virtqueue>>);
 fn poll(index: u16, virtqueue: &mut Virtqueue) {
     let mut pool = FakePool::new(2048);
     let counters = QueueCounters::default();
-    if index % 2 == 0 {
+    if index.is_multiple_of(2) {
         let packets = [1, 3].map(|parts| pool.packet(&vec![&[7; 1000][..]; parts]));
         let taken = select_enqueue(virtqueue)(virtqueue, &mut pool, &packets, &counters);
         pool.release(&packets[taken..]);
@@ -77,6 +77,18 @@ impl SessionEvents for Port {
         Some(virtqueue)
     }
 
+    fn alter(&self, index: u16, work: &mut dyn FnMut(&mut Virtqueue)) {
+        if let Some(virtqueue) = self.0.lock().unwrap().get_mut(&index) {
+            work(virtqueue);
+        }
+    }
+
+    fn look_again(&self, index: u16) {
+        if let Some(virtqueue) = self.0.lock().unwrap().get_mut(&index) {
+            poll(index, virtqueue);
+        }
+    }
+
     fn queue_state(&self, _index: u16, _ready: bool) {}
     fn link_up(&self, _device: &DeviceInfo) {}
     fn link_down(&self) {}
@@ -98,16 +110,19 @@ struct World {
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {
     let path = std::env::temp_dir().join(format!("vhost-fuzz-{}", std::process::id()));
+    // Not postcopy: there is nobody here to bring the pages.
+    let offer = Offer {
+        tso: true,
+        datagrams: true,
+        iommu: true,
+        ..Offer::default()
+    };
     let config = SessionConfig {
         iface: path.to_str().unwrap().to_owned(),
         client: false,
         vrings: 4,
-        features: word(Offer {
-            tso: true,
-            datagrams: true,
-            ..Offer::default()
-        }),
-        protocol_features: offered_protocol(),
+        features: word(offer),
+        protocol_features: protocol_word(offer),
     };
     let port = Arc::new(Port::default());
     let endpoint = Endpoint::start(config, Arc::clone(&port) as _, Arc::new(StdThreads)).unwrap();
@@ -222,7 +237,8 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     until(|| world.port.0.lock().unwrap().len(), |left| *left == 0);
-    if world.inputs.fetch_add(1, Ordering::Relaxed) % EVERY == 0 {
+    let inputs = world.inputs.fetch_add(1, Ordering::Relaxed);
+    if inputs.is_multiple_of(EVERY) {
         drop(socket);
         until(open_files, |files| files.len() == world.idle);
     }

@@ -245,9 +245,14 @@ impl Mbuf {
 
     /// The type of the packet as DPDK's parser finds it.
     pub fn parsed_type(self) -> u32 {
+        self.parsed_layers(RTE_PTYPE_ALL_MASK)
+    }
+
+    /// The same for some layers. The parser stops below the first layer that is not among them.
+    pub fn parsed_layers(self, layers: u32) -> u32 {
         // SAFETY: a packet of live mbufs (invariant of the handle); without a place for lengths
         // only the type comes back.
-        unsafe { rte_net_get_ptype(self.as_ptr(), ptr::null_mut(), RTE_PTYPE_ALL_MASK) }
+        unsafe { rte_net_get_ptype(self.as_ptr(), ptr::null_mut(), layers) }
     }
 
     /// Gives the segment a buffer that is not the pool's. `shared.refcnt` counts the segments that

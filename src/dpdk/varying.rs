@@ -12,8 +12,8 @@ use super::sys::rte_eth_stats;
 /// What a driver answers where the lines ask differently. The functions below turn it into entries
 /// of the op table.
 pub trait VaryingOps {
-    /// Packet types that rx can tell, ended by `RTE_PTYPE_UNKNOWN` (0).
-    const PTYPES: &'static [u32];
+    /// Packet types that rx of a port tells.
+    fn ptypes(dev: EthDev) -> &'static Ptypes;
 
     /// Fills in the port's counters and, where there is room, those of its queues.
     ///
@@ -28,6 +28,18 @@ pub trait VaryingOps {
     ///
     /// Called by ethdev; `queue` is what rx queue setup stored.
     unsafe fn rx_queue_count(queue: *mut c_void) -> u16;
+}
+
+/// A list of packet types. An older line wants it to end with `RTE_PTYPE_UNKNOWN` (0), which is no
+/// part of it.
+pub struct Ptypes(&'static [u32]);
+
+impl Ptypes {
+    /// The list in `types`, whose last is 0.
+    pub const fn ending_with_0(types: &'static [u32]) -> Self {
+        assert!(matches!(types, [.., 0]));
+        Self(types)
+    }
 }
 
 /// Queues of each direction that have a place in the basic counters, in all lines.
@@ -160,9 +172,12 @@ pub unsafe extern "C" fn rx_queue_count<T: VaryingOps>(queue: *mut c_void) -> Co
 ///
 /// For ethdev only.
 #[cfg(dpdk_22_11)]
-pub unsafe extern "C" fn supported_ptypes_get<T: VaryingOps>(_dev: *mut rte_eth_dev) -> *const u32 {
-    const { assert!(matches!(T::PTYPES, [.., 0])) };
-    T::PTYPES.as_ptr()
+pub unsafe extern "C" fn supported_ptypes_get<T: VaryingOps>(dev: *mut rte_eth_dev) -> *const u32 {
+    // SAFETY: ethdev passes the live port that it was asked about.
+    match unsafe { EthDev::from_ptr(dev) } {
+        Some(dev) => T::ptypes(dev).0.as_ptr(),
+        None => core::ptr::null(),
+    }
 }
 
 /// `eth_dev_ops::dev_supported_ptypes_get`: a list and its length.
@@ -172,11 +187,15 @@ pub unsafe extern "C" fn supported_ptypes_get<T: VaryingOps>(_dev: *mut rte_eth_
 /// For ethdev only.
 #[cfg(not(dpdk_22_11))]
 pub unsafe extern "C" fn supported_ptypes_get<T: VaryingOps>(
-    _dev: *mut rte_eth_dev,
+    dev: *mut rte_eth_dev,
     count: *mut usize,
 ) -> *const u32 {
-    const { assert!(matches!(T::PTYPES, [.., 0])) };
+    // SAFETY: ethdev passes the live port that it was asked about.
+    let Some(dev) = (unsafe { EthDev::from_ptr(dev) }) else {
+        return core::ptr::null();
+    };
+    let Ptypes(types) = T::ptypes(dev);
     // SAFETY: ethdev's own variable.
-    unsafe { *count = T::PTYPES.len() - 1 };
-    T::PTYPES.as_ptr()
+    unsafe { *count = types.len() - 1 };
+    types.as_ptr()
 }

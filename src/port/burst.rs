@@ -2,9 +2,10 @@
 
 use core::ffi::c_void;
 use std::mem::MaybeUninit;
+use std::sync::atomic::Ordering;
 
 use super::packet::{RxPool, Slot};
-use super::queue::{CHECK_IP, RxQueue, STRIP_VLAN, TxQueue};
+use super::queue::{CHECK_IP, RxQueue, SET_TYPE, STRIP_VLAN, TxQueue};
 use super::rarp;
 use super::stats::{VLAN_TAG, add};
 use crate::datapath::{Packet, PacketPool, Tally, ip_checksum_is_right};
@@ -12,7 +13,7 @@ use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::mbuf::Mbuf;
 use crate::dpdk::sys::{
     RTE_MBUF_F_RX_IP_CKSUM_BAD, RTE_MBUF_F_RX_IP_CKSUM_GOOD, RTE_MBUF_F_RX_VLAN,
-    RTE_MBUF_F_RX_VLAN_STRIPPED,
+    RTE_MBUF_F_RX_VLAN_STRIPPED, RTE_PTYPE_L2_MASK, RTE_PTYPE_L3_MASK, RTE_PTYPE_L4_MASK,
 };
 use crate::guard;
 
@@ -169,6 +170,10 @@ fn do_chores(queue: &RxQueue, chores: u8, packets: &[Slot]) {
     if chores & STRIP_VLAN != 0 {
         strip(queue, packets);
     }
+    if chores & SET_TYPE != 0 {
+        let layers = queue.shared().typed_layers.load(Ordering::Relaxed);
+        set_type(layers, packets);
+    }
 }
 
 /// Marks frames with what the checksum of their IPv4 header is.
@@ -182,6 +187,20 @@ fn check_ip(packets: &[Slot]) {
         };
         let mbuf = packet.mbuf();
         mbuf.set_ol_flags(mbuf.ol_flags() | mark);
+    }
+}
+
+/// Sets the packet type of frames, as far as `layers` go.
+fn set_type(layers: u32, packets: &[Slot]) {
+    // The parser needs each layer below.
+    let parsed = if layers & RTE_PTYPE_L4_MASK != 0 {
+        RTE_PTYPE_L2_MASK | RTE_PTYPE_L3_MASK | RTE_PTYPE_L4_MASK
+    } else {
+        RTE_PTYPE_L2_MASK | RTE_PTYPE_L3_MASK
+    };
+    for packet in packets {
+        let mbuf = packet.mbuf();
+        mbuf.set_packet_type(mbuf.parsed_layers(parsed) & layers);
     }
 }
 

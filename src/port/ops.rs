@@ -7,6 +7,7 @@ use core::ffi::c_int;
 use core::ptr;
 use std::ffi::CString;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::life::Wanted;
 use super::queue::{self, RxQueue};
@@ -66,6 +67,8 @@ pub(super) static OPS: eth_dev_ops = {
     ops.mac_addr_set = Some(mac_addr_set);
     ops.mtu_set = Some(mtu_set);
     ops.vlan_offload_set = Some(vlan_offload_set);
+    ops.dev_supported_ptypes_get = Some(varying::supported_ptypes_get::<Ops>);
+    ops.dev_ptypes_set = Some(ptypes_set);
     ops.stats_get = Some(varying::stats_get::<Ops>);
     ops.stats_reset = Some(stats_reset);
     ops.xstats_get = Some(xstats_get);
@@ -129,6 +132,23 @@ unsafe extern "C" fn vlan_offload_set(dev: *mut rte_eth_dev, _mask: c_int) -> c_
     let set = |dev: EthDev, port: &Arc<Port>| {
         port.adopt(wanted(dev));
         tell_rx_queues(dev, port);
+        Ok(())
+    };
+    // SAFETY: called by ethdev.
+    unsafe { with_port(dev, set) }
+}
+
+/// Follows which layers of a frame the application wants to hear of.
+///
+/// # Safety
+///
+/// See [`dev_configure`].
+unsafe extern "C" fn ptypes_set(dev: *mut rte_eth_dev, layers: u32) -> c_int {
+    let set = |dev: EthDev, port: &Arc<Port>| {
+        if port.shared.types_frames {
+            port.shared.typed_layers.store(layers, Ordering::Relaxed);
+            tell_rx_queues(dev, port);
+        }
         Ok(())
     };
     // SAFETY: called by ethdev.

@@ -6,7 +6,7 @@
 use core::ffi::c_int;
 use core::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use super::lanes::{Lanes, TxLane};
 use super::large::LargeBuffers;
@@ -60,6 +60,10 @@ pub(super) struct Shared {
     /// Checksums that drivers leave out are made by the rx queues.
     pub(super) complete_checksums: AtomicBool,
     pub(super) check_ip: AtomicBool,
+    /// `ptypes=1`: every received frame has a packet type.
+    pub(super) types_frames: bool,
+    /// Layers that it tells of, `RTE_PTYPE_*_MASK`; 0 for none.
+    pub(super) typed_layers: AtomicU32,
 }
 
 // SAFETY: atomics, and constants once the port is probed; `port` is only followed as `port_of` says.
@@ -100,6 +104,8 @@ impl SharedBox {
             vlan_strip: AtomicBool::new(false),
             complete_checksums: AtomicBool::new(false),
             check_ip: AtomicBool::new(false),
+            types_frames: config.ptypes,
+            typed_layers: AtomicU32::new(if config.ptypes { u32::MAX } else { 0 }),
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(shared) };
@@ -311,7 +317,7 @@ pub(super) struct RxQueue {
     /// From the port's configuration, at its last start: checksums that drivers leave out are made
     /// here.
     complete_checksums: AtomicBool,
-    /// As before: what else is done to packets, [`STRIP_VLAN`] and [`CHECK_IP`].
+    /// As before: what else is done to packets, [`STRIP_VLAN`], [`CHECK_IP`] and [`SET_TYPE`].
     chores: AtomicU8,
     pub(super) stats: QueueStats,
     setup: RxSetup,
@@ -323,6 +329,8 @@ pub(super) struct RxQueue {
 pub(super) const STRIP_VLAN: u8 = 1;
 /// An rx queue's chore: the checksum of IPv4 headers is checked.
 pub(super) const CHECK_IP: u8 = 2;
+/// An rx queue's chore: the packet type is set.
+pub(super) const SET_TYPE: u8 = 4;
 
 /// A tx queue.
 #[repr(C, align(64))]
@@ -454,7 +462,10 @@ impl RxQueue {
                 0
             }
         };
-        let chores = on(&shared.vlan_strip, STRIP_VLAN) | on(&shared.check_ip, CHECK_IP);
+        let typed = shared.typed_layers.load(Ordering::Relaxed) != 0;
+        let chores = on(&shared.vlan_strip, STRIP_VLAN)
+            | on(&shared.check_ip, CHECK_IP)
+            | if typed { SET_TYPE } else { 0 };
         self.chores.store(chores, Ordering::Relaxed);
         let complete = shared.complete_checksums.load(Ordering::Relaxed);
         self.complete_checksums.store(complete, Ordering::Relaxed);

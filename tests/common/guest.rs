@@ -35,7 +35,8 @@ const PROGRAMS: [(&str, &str); 2] = [
 ];
 
 /// The guest's first process. It serves commands from the second serial port, on which it says
-/// `READY` after each boot.
+/// `READY` after each boot. (`read` would lose the beginning of a line when a process in the background
+/// ends or pauses meanwhile: the signal makes it begin anew.)
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -46,7 +47,7 @@ ip link set lo up
 stty -F /dev/ttyS1 raw -echo
 exec </dev/ttyS1 >/dev/ttyS1 2>&1
 echo READY
-while read -r line; do eval "$line"; done
+while line=$(head -n 1); do eval "$line"; done
 "#;
 
 /// A kernel and an initial file system.
@@ -54,6 +55,25 @@ pub(crate) struct Image {
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
 }
+
+/// What is in the initial file system beside a busybox.
+pub(crate) struct Contents<'c> {
+    /// Kernel modules, in the order in which they are inserted.
+    pub(crate) modules: &'c [&'c str],
+    /// C programs: a name, and the source.
+    pub(crate) programs: &'c [(&'c str, &'c str)],
+    /// Files, and their paths in the guest.
+    pub(crate) files: &'c [(PathBuf, PathBuf)],
+    /// The first process.
+    pub(crate) init: &'c str,
+}
+
+const CONTENTS: Contents<'_> = Contents {
+    modules: &MODULES,
+    programs: &PROGRAMS,
+    files: &[],
+    init: INIT,
+};
 
 /// Why there is no [`Image`]: the distribution cannot give one here, or something failed.
 enum NoImage {
@@ -66,7 +86,12 @@ enum NoImage {
 impl Image {
     /// The guest's files; `None` when the test is to be skipped, which is noted.
     pub(crate) fn for_test(test: &str, lab: &Lab) -> Outcome<Option<Self>> {
-        match Self::make(lab) {
+        Self::with(test, lab, &CONTENTS)
+    }
+
+    /// The same with other contents.
+    pub(crate) fn with(test: &str, lab: &Lab, contents: &Contents<'_>) -> Outcome<Option<Self>> {
+        match Self::make(lab, contents) {
             Ok(image) => Ok(Some(image)),
             Err(NoImage::Unavailable(reason)) => {
                 skip(test, &reason);
@@ -77,17 +102,17 @@ impl Image {
     }
 
     /// Downloads the kernel's package, unless it lies in cargo's target folder, and packs the guest.
-    fn make(lab: &Lab) -> Result<Self, NoImage> {
+    fn make(lab: &Lab, contents: &Contents<'_>) -> Result<Self, NoImage> {
         let store = lab.target_folder().join("guest");
         let package = kernel_package().map_err(NoImage::Unavailable)?;
         let unpacked = store.join(&package);
         if !unpacked.join("boot").is_dir() {
             download(&store, &package, &unpacked).map_err(NoImage::Unavailable)?;
         }
-        Self::pack(lab, &unpacked).map_err(NoImage::Failed)
+        Self::pack(lab, &unpacked, contents).map_err(NoImage::Failed)
     }
 
-    fn pack(lab: &Lab, package: &Path) -> Result<Self, String> {
+    fn pack(lab: &Lab, package: &Path, contents: &Contents<'_>) -> Result<Self, String> {
         let find = |arguments: &[&str]| -> Result<PathBuf, String> {
             let found = shell(&package.display().to_string(), "find", arguments)?;
             let first = found
@@ -109,7 +134,7 @@ impl Image {
             copied.map_err(|error| format!("{}: {error}", from.display()))
         };
         copy(Path::new(busybox), "bin/busybox")?;
-        for module in MODULES {
+        for module in contents.modules {
             // Debian 12 does not compress them, later releases do.
             let file = find(&[".", "-name", &format!("{module}.ko*")])?;
             let name = file
@@ -129,15 +154,22 @@ impl Image {
         let write = |name: &str, text: &str| {
             fs::write(root.join(name), text).map_err(|error| format!("{name}: {error}"))
         };
-        for (program, source) in PROGRAMS {
-            let file = format!("{program}.c");
+        for (name, source) in contents.programs {
+            let file = format!("{name}.c");
             write(&file, source)?;
-            let output = format!("bin/{program}");
+            let output = format!("bin/{name}");
             let flags = ["-static", "-O1", "-o", &output, &file];
             shell(&root.display().to_string(), "gcc", &flags)?;
         }
-        write("modules/order", &MODULES.join(" "))?;
-        write("init", INIT)?;
+        for (file, path) in contents.files {
+            let path = path.strip_prefix("/").unwrap_or(path);
+            let folder = root.join(path.parent().unwrap_or(Path::new("")));
+            fs::create_dir_all(&folder)
+                .map_err(|error| format!("{}: {error}", folder.display()))?;
+            copy(file, &path.display().to_string())?;
+        }
+        write("modules/order", &contents.modules.join(" "))?;
+        write("init", contents.init)?;
         let root = root.display().to_string();
         let pack = "chmod +x init && find . | cpio --quiet -o -H newc > ../initramfs";
         shell(&root, "sh", &["-c", pack])?;

@@ -23,7 +23,7 @@ mod testpmd;
 
 pub(crate) use driver::{Driver, ours_only};
 pub(crate) use echo::{after_a_kill, answering, connected};
-pub(crate) use guest::{Guest, Image, Iommu, Machine, Nic, PARAMETERS};
+pub(crate) use guest::{Contents, Guest, Image, Iommu, Machine, Nic, PARAMETERS};
 pub(crate) use lab::{Lab, Memory, eventually, skip};
 pub(crate) use namespace::Namespace;
 pub(crate) use output::Output;

@@ -7,11 +7,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex, mpsc};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::ioctl::{Setter, ioctl, opcode};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
 use crate::port::{DEADLINE, Event, Port};
 use crate::raw::*;
 use crate::{Place, until};
+use rte_net_vhost::memory::{Gpa, Region, RegionConfig, Uva};
 use rte_net_vhost::session::Endpoint;
 use rte_net_vhost::session::features::*;
 use rte_net_vhost::virtqueue::{Ring, SplitRing};
@@ -31,13 +34,14 @@ struct Source {
 
 impl Source {
     /// Serves page faults that come on `userfault` for memory that was mapped at `base`, as long as
-    /// this lives. All pages are full of `content`.
-    fn new(userfault: File, base: u64, memory: File, content: u8) -> Self {
+    /// this lives. All pages have `page` bytes and are full of `content`.
+    fn new(userfault: File, base: u64, page: usize, content: u8) -> Self {
         let faults = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&faults);
         let over = event();
         let watched = over.try_clone().unwrap();
         let thread = std::thread::spawn(move || {
+            let bytes = vec![content; page];
             loop {
                 let mut fds = [
                     PollFd::new(&userfault, PollFlags::IN),
@@ -54,15 +58,8 @@ impl Source {
                 }
                 assert_eq!(message[0], 0x12, "not a page fault");
                 let address = u64::from_ne_bytes(message[16..24].try_into().unwrap());
-                let offset = address - base;
-                seen.lock().unwrap().push(offset);
-                let page = [content; PAGE_BYTES];
-                memory.write_all_at(&page, offset).unwrap();
-                const WAKE: u32 = opcode::read::<[u64; 2]>(0xaa, 2);
-                // SAFETY: the operation reads a `struct uffdio_range`: two words.
-                let wake = unsafe { Setter::<WAKE, [u64; 2]>::new([address, PAGE]) };
-                // SAFETY: wakes who waits for that page, and touches no memory.
-                unsafe { ioctl(&userfault, wake) }.unwrap();
+                seen.lock().unwrap().push(address - base);
+                fill(&userfault, address & !(page as u64 - 1), &bytes);
             }
         });
         Self {
@@ -77,6 +74,25 @@ impl Source {
         faults.sort_unstable();
         faults.dedup();
         faults
+    }
+}
+
+/// Puts a page where it is missing, and wakes who waits for it.
+fn fill(userfault: &File, address: u64, bytes: &[u8]) {
+    // `struct uffdio_copy`: to, from, length, mode, and the bytes that were copied.
+    let (from, length) = (
+        bytes.as_ptr().expose_provenance() as u64,
+        bytes.len() as u64,
+    );
+    let mut copy = [address, from, length, 0, 0];
+    const COPY: Opcode = opcode::read_write::<[u64; 5]>(0xaa, 3);
+    // SAFETY: the operation reads and writes a `struct uffdio_copy`: five words.
+    let operation = unsafe { Updater::<COPY, [u64; 5]>::new(&mut copy) };
+    // SAFETY: `bytes` are valid for the length; they are copied to shared guest memory only.
+    match unsafe { ioctl(userfault, operation) } {
+        // It came in the meantime.
+        Ok(()) | Err(Errno::EXIST) => (),
+        Err(error) => panic!("UFFDIO_COPY: {error}"),
     }
 }
 
@@ -113,11 +129,11 @@ fn listen(frontend: &Frontend) -> File {
     userfault
 }
 
-fn whole(frontend: &Frontend) -> Region {
+fn whole(frontend: &Frontend) -> [u64; 4] {
     [0, frontend.size(), UVA, 0]
 }
 
-fn single(region: Region) -> Vec<u8> {
+fn single(region: [u64; 4]) -> Vec<u8> {
     let mut body = u64s(&[0]);
     body.extend(u64s(&region));
     body
@@ -160,8 +176,7 @@ fn a_ring_starts_with_the_pages_that_come_when_they_are_touched() {
     let frontend = connect(&place);
     let userfault = listen(&frontend);
     let base = share(&frontend);
-    let memory = frontend.memory.try_clone().unwrap();
-    let source = Source::new(userfault, base, memory, 7);
+    let source = Source::new(userfault, base, PAGE_BYTES, 7);
     acknowledge(&frontend, SET_MEM_TABLE);
 
     frontend.start(0..2);
@@ -193,6 +208,44 @@ fn a_ring_starts_with_the_pages_that_come_when_they_are_touched() {
 }
 
 #[test]
+fn huge_pages_come_as_a_whole() {
+    const HUGE: u32 = 2 << 20;
+    let place = Place::new();
+    let huge = MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB | MemfdFlags::CLOEXEC;
+    let reserved = memfd_create("guest", huge).is_ok_and(|file| {
+        let fits = ftruncate(&file, HUGE.into()).is_ok();
+        // A mapping takes its pages out of the reserve.
+        let config = RegionConfig {
+            gpa: Gpa(0),
+            uva: Uva(UVA),
+            size: HUGE.into(),
+            offset: 0,
+        };
+        fits && Region::map(config, file.into()).is_ok()
+    });
+    if !reserved {
+        println!("SKIPPED huge_pages_come_as_a_whole: no huge page is free");
+        return;
+    }
+    let (endpoint, port) = place.serve();
+    let mut frontend = connect(&place);
+    frontend.memory = memfd_create("guest", huge).unwrap().into();
+    ftruncate(&frontend.memory, HUGE.into()).unwrap();
+    let userfault = listen(&frontend);
+    let base = share(&frontend);
+    let source = Source::new(userfault, base, HUGE as usize, 7);
+    acknowledge(&frontend, SET_MEM_TABLE);
+    frontend.start(0..2);
+    assert!(matches!(port.wait_for(3)[2], Event::Up(_)));
+    for index in 0..2 {
+        assert_eq!(port.poll(index, |virtqueue| virtqueue.position()), 0x0707);
+    }
+    assert_eq!(source.faults().len(), 1);
+    drop((endpoint, frontend, port, source));
+    place.no_file_left();
+}
+
+#[test]
 fn nobody_touches_memory_before_the_acknowledgement() {
     let place = Place::new();
     let (endpoint, port) = place.serve();
@@ -205,8 +258,7 @@ fn nobody_touches_memory_before_the_acknowledgement() {
     assert!(port.events().is_empty());
     assert_eq!(pages(&frontend.memory), 0);
 
-    let memory = frontend.memory.try_clone().unwrap();
-    let source = Source::new(userfault, base, memory, 0);
+    let source = Source::new(userfault, base, PAGE_BYTES, 0);
     acknowledge(&frontend, SET_MEM_TABLE);
 
     assert_eq!(port.wait_for(3).len(), 3);
@@ -221,7 +273,7 @@ fn single_regions_are_told_one_by_one_and_acknowledged_together() {
     let (endpoint, port) = place.serve();
     let frontend = connect(&place);
     let userfault = listen(&frontend);
-    let add = |region: Region| {
+    let add = |region: [u64; 4]| {
         let body = single(region);
         frontend.raw.tell(ADD_MEM_REG, &body, &[&frontend.memory]);
         told_base(&body, &frontend.raw.answer(ADD_MEM_REG))
@@ -233,9 +285,9 @@ fn single_regions_are_told_one_by_one_and_acknowledged_together() {
     frontend.raw.sync();
     assert!(port.given().is_empty());
     // Only the second one is filled, so a fault in the first one would be seen as nonsense.
-    let memory = frontend.memory.try_clone().unwrap();
+    let memory = &frontend.memory;
     memory.write_all_at(&[0; 4 * PAGE_BYTES], 0).unwrap();
-    let source = Source::new(userfault, second - RING_ROOM, memory, 0);
+    let source = Source::new(userfault, second - RING_ROOM, PAGE_BYTES, 0);
     acknowledge(&frontend, ADD_MEM_REG);
     assert_eq!(port.wait_for(3).len(), 3);
     assert!(source.faults().contains(&(RING_ROOM + 0x2000)));

@@ -26,7 +26,7 @@ usage: cargo xtask COMMAND
   test [--quick] [--only STAGE]...
                         everything that is checked, stage by stage (--quick: without the slow ones)
   bench [--quick | --full] [--vs stock|PATH] [--cell WORD,WORD...]... [--only PART]... [--rounds N]
-        [--ms N] [--cores CONTROL,MEASURE] [--name NAME] [--list]
+        [--ms N] [--cores CONTROL,MEASURE] [--name NAME] [--docs] [--list]
                         our driver and another in turn: cycles per packet, packets per second
   fuzz [TARGET]... [--seconds N]
                         the fuzz targets, 20 s each; new inputs stay in target/fuzz/corpus

@@ -1,6 +1,7 @@
 //! The stages of `cargo xtask test`.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub(crate) struct Stage {
 }
 
 /// In the order in which they run: what is quick to tell comes first.
-pub(crate) const STAGES: [Stage; 11] = [
+pub(crate) const STAGES: [Stage; 12] = [
     Stage {
         name: "fmt",
         what: "cargo fmt --check",
@@ -85,6 +86,12 @@ pub(crate) const STAGES: [Stage; 11] = [
         run: guest,
     },
     Stage {
+        name: "vfio",
+        what: "DMA engines in a guest with an IOMMU",
+        slow: true,
+        run: vfio,
+    },
+    Stage {
         name: "lines",
         what: "the other DPDK lines: builds, symbols, packets",
         slow: true,
@@ -125,6 +132,14 @@ impl Counts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skips.extend(other.skips);
+    }
+
+    /// A test that skipped itself counts as passed in Rust's harness; it left its reason here.
+    fn note_skips(&mut self, list: &Path) {
+        for reason in fs::read_to_string(list).unwrap_or_default().lines() {
+            self.passed = self.passed.saturating_sub(1);
+            self.skips.push(reason.to_owned());
+        }
     }
 
     /// A program that checks one thing.
@@ -224,10 +239,18 @@ fn format() -> Outcome<Counts> {
 
 fn clippy() -> Outcome<Counts> {
     let mut counts = Counts::default();
-    let everything = ["--workspace", "--features", "testing"];
-    for features in [&everything[..], &NO_DPDK] {
-        let mut command = cargo(&["clippy", "--all-targets"]);
-        command.args(features).args(["--", "-D", "warnings"]);
+    let everything = ["--workspace", "--features", "testing", "--all-targets"];
+    let without_dpdk = [&NO_DPDK[..], &["--all-targets"]].concat();
+    // A workspace of its own, which nothing else would tell of a change that breaks it.
+    let fuzz = [
+        "--manifest-path",
+        "fuzz/Cargo.toml",
+        "--target-dir",
+        "target/fuzz",
+    ];
+    for what in [&everything[..], &without_dpdk, &fuzz] {
+        let mut command = cargo(&["clippy"]);
+        command.args(what).args(["--", "-D", "warnings"]);
         counts.add(Counts::of_check(&run(command, PATIENCE)?));
     }
     Ok(counts)
@@ -304,6 +327,24 @@ fn guest() -> Outcome<Counts> {
     process_tests(runs_a_guest)
 }
 
+fn vfio() -> Outcome<Counts> {
+    const FEATURES: [&str; 3] = ["--no-default-features", "--features", "guest-devices"];
+    let skips = target().join("skipped-tests");
+    let _ = fs::remove_file(&skips);
+    // The features are of this stage alone.
+    let mut clippy = cargo(&["clippy", "--test", "vfio"]);
+    clippy.args(FEATURES).args(["--", "-D", "warnings"]);
+    let mut counts = Counts::of_check(&run(clippy, PATIENCE)?);
+    let mut command = cargo(&["test", "--test", "vfio"]);
+    command.args(FEATURES);
+    // What is inside runs in the guest, which says how it went.
+    command.args(["--", "--test-threads=1", "--skip", "inside::"]);
+    command.env("NET_VHOST_SKIP_LIST", &skips);
+    counts.add(Counts::of_cargo_test(&run(command, PATIENCE)?));
+    counts.note_skips(&skips);
+    Ok(counts)
+}
+
 fn dpdk_lines() -> Outcome<Counts> {
     let script = Command::new(root().join(".ci/dpdk-lines.sh"));
     Ok(Counts::of_script(&run(script, PATIENCE)?))
@@ -326,11 +367,7 @@ fn process_tests(which: fn(&str) -> bool) -> Outcome<Counts> {
         .env("NET_VHOST_PLUGIN", plugin)
         .env("NET_VHOST_SKIP_LIST", &skips);
     let mut counts = Counts::of_cargo_test(&run(command, PATIENCE)?);
-    // A test that skipped itself counts as passed in Rust's harness.
-    for reason in fs::read_to_string(&skips).unwrap_or_default().lines() {
-        counts.passed = counts.passed.saturating_sub(1);
-        counts.skips.push(reason.to_owned());
-    }
+    counts.note_skips(&skips);
     Ok(counts)
 }
 

@@ -93,6 +93,7 @@ pub type TxQueueSetup = Option<
 pub type TxDoneCleanup = Option<unsafe extern "C" fn(*mut c_void, u32) -> c_int>;
 pub type GetMonitorAddr =
     Option<unsafe extern "C" fn(*mut c_void, *mut rte_power_monitor_cond) -> c_int>;
+pub type PtypesSet = Option<unsafe extern "C" fn(*mut rte_eth_dev, u32) -> c_int>;
 pub type PrivDump = Option<unsafe extern "C" fn(*mut rte_eth_dev, *mut libc::FILE) -> c_int>;
 pub type VdevProbe = unsafe extern "C" fn(*mut rte_vdev_device) -> c_int;
 

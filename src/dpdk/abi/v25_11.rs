@@ -4,9 +4,9 @@ use core::ffi::{c_int, c_uint, c_void};
 
 use super::{
     Burst, BurstModeGet, DescriptorStatus, DevInfosGet, DevOp, FwVersionGet, GetMonitorAddr,
-    LinkUpdate, MacAddrSet, MtuSet, PrivDump, QueueOp, QueueRelease, RxQueueSetup, RxqInfoGet,
-    TxDoneCleanup, TxQueueCount, TxQueueSetup, TxqInfoGet, Unused, VlanOffloadSet, XstatsGet,
-    XstatsGetNames, rte_device, rte_eth_dev_data,
+    LinkUpdate, MacAddrSet, MtuSet, PrivDump, PtypesSet, QueueOp, QueueRelease, RxQueueSetup,
+    RxqInfoGet, TxDoneCleanup, TxQueueCount, TxQueueSetup, TxqInfoGet, Unused, VlanOffloadSet,
+    XstatsGet, XstatsGetNames, rte_device, rte_eth_dev_data,
 };
 use crate::dpdk::sys::{rte_eth_conf, rte_eth_dev_info, rte_eth_stats, rte_intr_handle};
 /// `stats_get`: the queues' counters have their own struct, null when only totals are wanted.
@@ -114,7 +114,8 @@ pub struct eth_dev_ops {
     pub tx_burst_mode_get: BurstModeGet,
     pub fw_version_get: FwVersionGet,
     pub dev_supported_ptypes_get: SupportedPtypesGet,
-    _gap7: [Unused; 4],
+    pub dev_ptypes_set: PtypesSet,
+    _gap7: [Unused; 3],
     pub vlan_offload_set: VlanOffloadSet,
     _gap8: [Unused; 1],
     pub rx_queue_start: QueueOp,
@@ -159,6 +160,7 @@ layout!(eth_dev_ops, size 992, align 8 {
     tx_burst_mode_get @ 256,
     fw_version_get @ 264,
     dev_supported_ptypes_get @ 272,
+    dev_ptypes_set @ 280,
     vlan_offload_set @ 312,
     rx_queue_start @ 328,
     rx_queue_stop @ 336,

@@ -5,10 +5,15 @@ use core::ffi::{c_int, c_uint, c_void};
 use crate::dpdk::abi::rte_eth_dev;
 use crate::dpdk::eal;
 use crate::dpdk::ethdev::EthDev;
-use crate::dpdk::sys::{rte_eth_xstat, rte_eth_xstat_name};
-use crate::dpdk::varying::{PortCounters, StatsWriter, VaryingOps};
+use crate::dpdk::sys::{
+    RTE_PTYPE_L2_ETHER, RTE_PTYPE_L2_ETHER_MPLS, RTE_PTYPE_L2_ETHER_QINQ, RTE_PTYPE_L2_ETHER_VLAN,
+    RTE_PTYPE_L3_IPV4, RTE_PTYPE_L3_IPV4_EXT, RTE_PTYPE_L3_IPV6, RTE_PTYPE_L3_IPV6_EXT,
+    RTE_PTYPE_L4_FRAG, RTE_PTYPE_L4_SCTP, RTE_PTYPE_L4_TCP, RTE_PTYPE_L4_UDP, rte_eth_xstat,
+    rte_eth_xstat_name,
+};
+use crate::dpdk::varying::{PortCounters, Ptypes, StatsWriter, VaryingOps};
 use crate::guard;
-use crate::port::queue::{RxQueue, TxQueue, shared_of};
+use crate::port::queue::{self, RxQueue, TxQueue, shared_of};
 use crate::port::stats::{Basic, QueueStats};
 use crate::port::xstats;
 
@@ -139,12 +144,36 @@ unsafe fn fill<T>(
     })
 }
 
+/// What DPDK's parser tells of a frame below tunnels, in all lines.
+const FOUND: &Ptypes = &Ptypes::ending_with_0(&[
+    RTE_PTYPE_L2_ETHER,
+    RTE_PTYPE_L2_ETHER_VLAN,
+    RTE_PTYPE_L2_ETHER_QINQ,
+    RTE_PTYPE_L2_ETHER_MPLS,
+    RTE_PTYPE_L3_IPV4,
+    RTE_PTYPE_L3_IPV4_EXT,
+    RTE_PTYPE_L3_IPV6,
+    RTE_PTYPE_L3_IPV6_EXT,
+    RTE_PTYPE_L4_FRAG,
+    RTE_PTYPE_L4_SCTP,
+    RTE_PTYPE_L4_TCP,
+    RTE_PTYPE_L4_UDP,
+    0,
+]);
+
 /// What the lines of DPDK ask in different ways.
 pub(in crate::port) struct Ops;
 
 impl VaryingOps for Ops {
-    /// Received packets are not classified.
-    const PTYPES: &'static [u32] = &[0];
+    fn ptypes(dev: EthDev) -> &'static Ptypes {
+        const NONE: &Ptypes = &Ptypes::ending_with_0(&[0]);
+        // SAFETY: in an operation of the port.
+        match unsafe { queue::shared_of(dev) } {
+            Some(shared) if shared.types_frames => FOUND,
+            // Frames with an offload mark have a type, others have not: nothing to rely on.
+            _ => NONE,
+        }
+    }
 
     unsafe fn stats_get(dev: EthDev, mut stats: StatsWriter) -> c_int {
         guard::catch(-libc::EFAULT, || {

@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::FakeContainer;
+use super::DeviceMemory;
 
 const CHANCNT: usize = 0x00;
 const XFERCAP: usize = 0x01;
@@ -77,7 +77,7 @@ pub struct IoatModel {
 }
 
 struct State {
-    memory: FakeContainer,
+    memory: Box<dyn DeviceMemory>,
     config: Vec<u8>,
     version: u8,
     limit: u8,
@@ -104,7 +104,7 @@ struct State {
 
 impl IoatModel {
     /// A channel of version 3.4, for copies of up to 1 MB.
-    pub fn new(memory: &FakeContainer) -> Self {
+    pub fn new(memory: &(impl DeviceMemory + Clone)) -> Self {
         let mut config = vec![0; 0x200];
         let mut word = |at: u16, value: u16| {
             let at = usize::from(at);
@@ -118,7 +118,7 @@ impl IoatModel {
         word(EXPRESS + 8, 0x2810); // relaxed ordering is on
         config[0x180..0x184].copy_from_slice(&[3, 0, 0, 0]);
         let state = State {
-            memory: memory.clone(),
+            memory: Box::new(memory.clone()),
             config,
             version: 0x34,
             limit: 20,
@@ -241,6 +241,20 @@ impl IoatModel {
     }
 }
 
+/// Cuts a copy where source or destination cross a page: each may be elsewhere.
+fn pages(mut from: u64, mut to: u64, len: usize) -> impl Iterator<Item = (u64, u64, usize)> {
+    const PAGE: u64 = 4096;
+    let mut left = len as u64;
+    std::iter::from_fn(move || {
+        let part = left.min(PAGE - from % PAGE).min(PAGE - to % PAGE);
+        let cut = (from, to, part as usize);
+        from += part;
+        to += part;
+        left -= part;
+        (part > 0).then_some(cut)
+    })
+}
+
 impl State {
     fn has(&mut self, fault: IoatFault) -> bool {
         let at = self.faults.iter().position(|&known| known == fault);
@@ -358,22 +372,28 @@ impl State {
             return Err(LENGTH);
         }
         let len = size as usize;
-        let from = self.memory.host(from, len).ok_or(SOURCE)?;
-        let to = self.memory.host(to, len).ok_or(DESTINATION)?;
+        let pages = || pages(from, to, len);
+        for (from, to, len) in pages() {
+            self.memory.host(from, len).ok_or(SOURCE)?;
+            self.memory.host(to, len).ok_or(DESTINATION)?;
+        }
         let fault = self.faults.iter().find_map(|fault| match *fault {
             IoatFault::Copy(at, error, written) if at == nth => Some((error, written)),
             _ => None,
         });
-        let (error, len) = match fault {
-            Some((error, written)) => (Some(error), written.min(len)),
-            None => (None, len),
-        };
-        let from = ptr::with_exposed_provenance::<u8>(from);
-        let to = ptr::with_exposed_provenance_mut::<u8>(to);
-        // SAFETY: both are mapped in the container for `len` bytes: the driver promised that they
-        // stay and that nobody else uses them (`Engine::stage`); a test's copies do not overlap.
-        unsafe { ptr::copy_nonoverlapping(from, to, len) };
-        error.map_or(Ok(()), Err)
+        let mut left = fault.map_or(len, |(_, written)| written.min(len));
+        for (from, to, len) in pages() {
+            let from = self.memory.host(from, len).ok_or(SOURCE)?;
+            let to = self.memory.host(to, len).ok_or(DESTINATION)?;
+            let from = ptr::with_exposed_provenance::<u8>(from);
+            let to = ptr::with_exposed_provenance_mut::<u8>(to);
+            let len = len.min(left);
+            // SAFETY: the device reaches `len` bytes at both (`host`): the driver promised that they
+            // stay and that nobody else uses them (`Engine::stage`); a test's copies do not overlap.
+            unsafe { ptr::copy_nonoverlapping(from, to, len) };
+            left -= len;
+        }
+        fault.map_or(Ok(()), |(error, _)| Err(error))
     }
 
     fn reset(&mut self) {

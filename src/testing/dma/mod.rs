@@ -15,3 +15,15 @@ pub use engine::{Fault, Faults, Faulty, SimEngine};
 pub use ioat::{IoatFault, IoatModel};
 pub use trap::stand_in_for_instructions;
 pub use work_queue::{FakeWorkQueue, Way};
+
+/// What a device reaches.
+pub trait DeviceMemory: Send + 'static {
+    /// Our address of `len` bytes that the device finds at `iova`, if it reaches all of them there.
+    fn host(&self, iova: u64, len: usize) -> Option<usize>;
+}
+
+impl DeviceMemory for FakeContainer {
+    fn host(&self, iova: u64, len: usize) -> Option<usize> {
+        self.host(iova, len)
+    }
+}

@@ -5,6 +5,7 @@ mod csv;
 mod idle;
 mod json;
 mod machine;
+mod markdown;
 mod matrix;
 mod options;
 mod pairs;
@@ -61,11 +62,11 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
         return Ok(());
     }
     let tool = Tool::build(options.cores)?;
-    let context = Context {
+    let mut context = Context {
         machine: Machine::here(&tool),
         ours: label(&ours),
         base: label(&options.base),
-        rounds: options.rounds(),
+        rounds: 0,
         ms: options.ms,
     };
     println!("\n{}", context.machine);
@@ -74,7 +75,8 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
         true => idle::measure(&tool, &options.base, &ours, options.level)?,
         false => Vec::new(),
     };
-    let (results, failures) = runner::run_all(&tool, &ours, &options, &groups)?;
+    let (results, rounds, failures) = runner::run_all(&tool, &ours, &options, &groups)?;
+    context.rounds = rounds;
     let comparisons = results.comparisons();
     if !groups.is_empty() {
         report::print(&context, &comparisons);
@@ -94,6 +96,15 @@ pub(crate) fn bench(args: &[String]) -> Outcome {
         write("-idle.csv", csv::idle_table(&rows))?;
     }
     write(".json", json::document(&context, &comparisons, &rows))?;
+    if options.docs {
+        let file = root().join("docs/performance.md");
+        let text =
+            fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let tables = markdown::tables(&context, &comparisons);
+        let text = markdown::updated(&text, &tables).ok_or("docs/performance.md has no marks")?;
+        println!("wrote {}", file.display());
+        fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+    }
     match failures.len() {
         0 => Ok(()),
         count => Err(format!("{count} processes failed; the first: {}", failures[0]).into()),

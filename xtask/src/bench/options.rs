@@ -45,6 +45,8 @@ pub(super) struct Options {
     pub(super) cores: Cores,
     /// The files in `benches/results` are called so.
     pub(super) name: String,
+    /// Write the tables of docs/performance.md.
+    pub(super) docs: bool,
     /// Print the cells and leave.
     pub(super) list: bool,
 }
@@ -58,12 +60,13 @@ impl Options {
             filters: Vec::new(),
             only: Vec::new(),
             rounds: None,
-            ms: 100,
+            ms: 80,
             cores: Cores {
                 control: 0,
                 measure: 1,
             },
             name: "latest".to_owned(),
+            docs: false,
             list: false,
         };
         let mut rest = args.iter();
@@ -75,6 +78,7 @@ impl Options {
             match arg.as_str() {
                 "--quick" => options.level = Level::Quick,
                 "--full" => options.level = Level::Full,
+                "--docs" => options.docs = true,
                 "--list" => options.list = true,
                 "--vs" => options.base = driver(value()?)?,
                 "--cell" => options.filters.push(value()?.to_owned()),

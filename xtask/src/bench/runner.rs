@@ -12,13 +12,13 @@ use super::options::Options;
 use super::results::{Results, Side};
 use super::tool::Tool;
 
-/// All rounds, and what went wrong in them. A group whose runs were noisy, or in different places, is repeated while there is time.
+/// The results, how many rounds there were, and what went wrong in them. A group whose runs were noisy, or in different places, is repeated while there is time.
 pub(super) fn run_all(
     tool: &Tool,
     ours: &Driver,
     options: &Options,
     groups: &[Group],
-) -> Outcome<(Results, Vec<String>)> {
+) -> Outcome<(Results, u32, Vec<String>)> {
     let mut runner = Runner {
         tool,
         drivers: [(Side::Base, &options.base), (Side::Ours, ours)],
@@ -38,11 +38,13 @@ pub(super) fn run_all(
         true => 0,
         false => options.rounds(),
     };
+    let mut done = 0;
     for round in 0..rounds {
         let round_started = Instant::now();
         for group in groups {
             runner.pair(group, round % 2 == 1)?;
         }
+        done += 1;
         let (took, total) = (round_started.elapsed(), started.elapsed());
         println!("round {} of {rounds}: {} s", round + 1, took.as_secs());
         if round + 1 < rounds && total.saturating_add(took) > limit {
@@ -58,7 +60,7 @@ pub(super) fn run_all(
             }
         }
     }
-    Ok((runner.results, runner.failures))
+    Ok((runner.results, done, runner.failures))
 }
 
 struct Runner<'a> {

@@ -34,7 +34,7 @@ pub(super) fn picture(context: &Context, comparisons: &[(&Key, Comparison)]) -> 
         heights[shortest] += TITLE + panel.len() * ROW + 14;
         body.push_str(&draw_panel(panel, left, top));
     }
-    let width = (columns * PANEL_WIDTH + 10).max(900);
+    let width = (columns * PANEL_WIDTH + 10).max(1300);
     let height = heights.into_iter().max().unwrap_or(HEAD);
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
