@@ -46,15 +46,15 @@ struct Port(Mutex<HashMap<u16, Virtqueue>>);
 
 /// Even vrings are sent to, odd ones are received from.
 fn poll(index: u16, virtqueue: &mut Virtqueue) {
-    let mut pool = FakePool::new(2048);
+    let pool = FakePool::new(2048);
     let counters = QueueCounters::default();
     if index.is_multiple_of(2) {
         let packets = [1, 3].map(|parts| pool.packet(&vec![&[7; 1000][..]; parts]));
-        let taken = select_enqueue(virtqueue)(virtqueue, &mut pool, &packets, &counters);
+        let taken = select_enqueue(virtqueue, u16::MAX)(virtqueue, &pool, &packets, &counters);
         pool.release(&packets[taken..]);
     } else {
         let mut packets = [FakePacket::default(); 8];
-        let count = select_dequeue(virtqueue)(virtqueue, &mut pool, &mut packets, &counters);
+        let count = select_dequeue(virtqueue, u16::MAX)(virtqueue, &pool, &mut packets, &counters);
         pool.release(&packets[..count]);
     }
     assert_eq!(pool.live(), 0);

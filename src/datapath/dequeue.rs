@@ -3,6 +3,7 @@
 
 use super::copy::{Room, copy_in, copy_piece, copy_whole, read_header};
 use super::counters::add;
+use super::level::Level;
 use super::logging::Logging;
 use super::offload::take_up;
 use super::{
@@ -60,9 +61,16 @@ enum Outcome {
 }
 
 /// Takes up to `out.len()` packets from the virtqueue; how many were written to `out`.
-pub(super) fn dequeue_burst<R: Ring, S: Space, L: Logging, P: PacketPool, const F: u32>(
+pub(super) fn dequeue_burst<
+    R: Ring,
+    S: Space,
+    L: Logging,
+    V: Level,
+    P: PacketPool,
+    const F: u32,
+>(
     vq: &mut Virtqueue,
-    pool: &mut P,
+    pool: &P,
     out: &mut [P::Packet],
     counters: &QueueCounters,
 ) -> usize {
@@ -79,69 +87,38 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, L: Logging, P: PacketPool, const 
     // `select` chose the burst by the layout and the log.
     let Some(ring) = R::of(ring) else { return 0 };
     // And by how the driver's addresses are to be read.
-    let Some(mut cursor) = S::cursor(memory, lookaside) else {
+    let Some(mut space) = S::hold(memory, lookaside) else {
         return 0;
     };
-    let mut tally = Tally::new(counters);
-    let room = pool.room();
+    let with = (features, counters);
     let mut received = 0;
     chain.begin_burst();
     while let Some(rest) = out.get_mut(received..)
         && !rest.is_empty()
     {
-        let run = ring.run(count(rest.len().min(PASS)));
-        let wanted = usize::from(run.slots());
-        let mut slots = Room::<_, PASS>::new();
-        let sources = slots.fill(0..run.slots(), |_, nth| {
-            gather::<_, _, F>(run, nth, &mut cursor, room)
-        });
-        let found = sources.len();
-        if let Some(first) = sources.first() {
-            if F & IN_ORDER == 0 {
-                run.prefetch_used(count(found));
-            }
-            let Some(packets) = rest.get_mut(..found) else {
-                break;
-            };
-            if !pool.allocate(packets) {
-                add(&counters.mbuf_alloc_failed, found as u64);
+        let asked = count(rest.len().min(PASS));
+        let waiting = ring.ahead(asked);
+        let found = match waiting {
+            0 => break,
+            // A straight line, which spares a burst of one the loops.
+            1 => short::<R, S, P, F, 1>(ring, waiting, &mut space, pool, rest, with),
+            _ => V::run(|| short::<R, S, P, F, PASS>(ring, waiting, &mut space, pool, rest, with)),
+        };
+        let Some(found) = found else { break };
+        received += usize::from(found);
+        if found == waiting {
+            if R::TELLS_ALL && waiting < asked {
                 break;
             }
-            for (nth, (source, place)) in sources.iter().zip(packets).enumerate() {
-                let mut packet = *place;
-                let data = copy_whole(pool.space(&mut packet), source.data::<F>());
-                let len = narrow(data.len());
-                tally.add(len, data);
-                pool.finish(&mut packet, len);
-                if F & OFFLOADS != 0 {
-                    let header = Header::from_bytes(read_header(source.buffer));
-                    if !header.is_plain() {
-                        take_up(pool, &mut packet, header, features);
-                    }
-                }
-                if F & IN_ORDER == 0 {
-                    run.put_used(count(nth), source.id, 0);
-                }
-            }
-            if F & IN_ORDER != 0 {
-                let last = sources.last().unwrap_or(first);
-                ring.push_batch(last.id, count(found));
-                ring.take(count(found));
-            } else {
-                ring.end_run(count(found), first.id, 0);
-            }
-            received += found;
-        }
-        if found == wanted && found != 0 {
             continue;
         }
-        if ring.available(1) == 0 {
+        if !ring.has_available() {
             // A packed ring tells only now that it is empty.
             break;
         }
         let rest = out.get_mut(received..).unwrap_or_default();
-        let apart = S::apart(&mut cursor, memory);
-        match dequeue_chain::<R, _, P, F>(ring, apart, chain, pool, rest, (features, counters)) {
+        let apart = S::cursor(&mut space);
+        match dequeue_chain::<R, _, P, F>(ring, apart, chain, pool, rest, with) {
             Outcome::Received => received += 1,
             Outcome::Dropped => {}
             Outcome::End => break,
@@ -150,9 +127,66 @@ pub(super) fn dequeue_burst<R: Ring, S: Space, L: Logging, P: PacketPool, const 
             break;
         }
     }
-    publish::<_, L>(ring, L::of(log), notifier, cursor, counters);
-    tally.flush();
+    publish::<_, L>(ring, L::of(log), notifier, S::release(space), counters);
     received
+}
+
+/// The short body: takes the packets at the next `waiting` slots until one is not for it; how many
+/// that were. `None`: the pool is dry.
+#[inline(always)]
+fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
+    ring: &mut R,
+    waiting: u16,
+    space: &mut S::Held<'_>,
+    pool: &P,
+    out: &mut [P::Packet],
+    (features, counters): (u64, &QueueCounters),
+) -> Option<u16> {
+    let run = ring.run(waiting);
+    let mut cursor = S::cursor(space);
+    let room = pool.room();
+    let mut slots = Room::<_, N>::new();
+    let sources = slots.fill(0..waiting, |_, nth| {
+        gather::<_, _, F>(run, nth, &mut cursor, room)
+    });
+    let found = count(sources.len());
+    let Some(first) = sources.first() else {
+        return Some(0);
+    };
+    if F & IN_ORDER == 0 {
+        run.prefetch_used(found);
+    }
+    let packets = out.get_mut(..sources.len())?;
+    if !pool.allocate(packets) {
+        add(&counters.mbuf_alloc_failed, found.into());
+        return None;
+    }
+    let mut tally = Tally::new(counters);
+    for (nth, (source, place)) in sources.iter().zip(packets).enumerate() {
+        let mut packet = *place;
+        let data = copy_whole(pool.space(&mut packet), source.data::<F>());
+        let len = narrow(data.len());
+        tally.add(len, data);
+        pool.finish(&mut packet, len);
+        if F & OFFLOADS != 0 {
+            let header = Header::from_bytes(read_header(source.buffer));
+            if !header.is_plain() {
+                take_up(pool, &mut packet, header, features);
+            }
+        }
+        if F & IN_ORDER == 0 {
+            run.put_used(count(nth), source.id, 0);
+        }
+    }
+    if F & IN_ORDER != 0 {
+        let last = sources.last().unwrap_or(first);
+        ring.push_batch(last.id, found);
+        ring.take(found);
+    } else {
+        ring.end_run(found, first.id, 0);
+    }
+    tally.flush();
+    Some(found)
 }
 
 /// First pass of the short body: the packet at the `nth` slot, when it is one descriptor, lies in one
@@ -199,7 +233,7 @@ fn dequeue_chain<'m, R: Ring, A: Translate<'m>, P: PacketPool, const F: u32>(
     ring: &mut R,
     mut cursor: A,
     chain: &mut Chain,
-    pool: &mut P,
+    pool: &P,
     out: &mut [P::Packet],
     (features, counters): (u64, &QueueCounters),
 ) -> Outcome {
@@ -314,7 +348,7 @@ fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
 fn copy_large<P: PacketPool, const F: u32>(
     chain: &Chain,
     cursor: &mut Cursor<'_>,
-    pool: &mut P,
+    pool: &P,
     packet: &mut P::Packet,
     len: u64,
 ) -> Option<Header> {
@@ -342,7 +376,7 @@ fn copy_large<P: PacketPool, const F: u32>(
 fn copy_frame<P: PacketPool, const F: u32>(
     chain: &Chain,
     cursor: &mut Cursor<'_>,
-    pool: &mut P,
+    pool: &P,
     packet: &mut P::Packet,
 ) -> Option<Header> {
     let mut build = Build {
@@ -353,7 +387,14 @@ fn copy_frame<P: PacketPool, const F: u32>(
         started: false,
     };
     let mut header = HeaderBytes::default();
+    let mut next = chain.segments().iter().skip(1);
     for segment in chain.segments() {
+        // The next buffer comes while this one is copied.
+        if let Some(next) = next.next()
+            && let Some(next) = cursor.whole(next.addr, next.len as usize)
+        {
+            (0..4).for_each(|line| next.prefetch(64 * line));
+        }
         let Some(mut bytes) = cursor.whole(segment.addr, segment.len as usize) else {
             // It was there in the walk, and the table does not change.
             break;
@@ -436,7 +477,7 @@ impl<T: Packet> Build<T> {
 
     /// Finishes the current segment and begins another; whether there was one to have.
     #[inline(always)]
-    fn extend<P: PacketPool<Packet = T>>(&mut self, pool: &mut P) -> bool {
+    fn extend<P: PacketPool<Packet = T>>(&mut self, pool: &P) -> bool {
         self.close(pool);
         pool.allocate(std::slice::from_mut(&mut self.current))
     }

@@ -3,6 +3,7 @@
 
 use super::copy::{Room, copy_behind_header, copy_out};
 use super::counters::add;
+use super::level::Level;
 use super::logging::Logging;
 use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
@@ -33,9 +34,9 @@ pub(super) enum Outcome {
 }
 
 /// Sends `packets` in order until one finds no room; how many were taken. Those are released.
-pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
+pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, V: Level, P: Release, const F: u32>(
     vq: &mut Virtqueue,
-    pool: &mut P,
+    pool: &P,
     packets: &[P::Packet],
     counters: &QueueCounters,
 ) -> usize {
@@ -53,41 +54,31 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, P: Release, const F: 
     let Some(ring) = R::of(ring) else { return 0 };
     let Some(mut log) = L::of(log) else { return 0 };
     // And by how the driver's addresses are to be read.
-    let Some(mut cursor) = S::cursor(memory, lookaside) else {
+    let Some(mut space) = S::hold(memory, lookaside) else {
         return 0;
     };
-    let mut tally = Tally::new(counters);
     let mut taken = 0;
     chain.begin_burst();
     while let Some(rest) = packets.get(taken..)
         && !rest.is_empty()
     {
-        let run = ring.run(count(rest.len().min(PASS)));
-        let wanted = usize::from(run.slots());
-        let rest = rest.get(..wanted).unwrap_or_default();
-        let mut slots = Room::<_, PASS>::new();
-        let targets = slots.fill(rest, |nth, packet| {
-            gather::<_, _, P::Packet, F>(run, count(nth), &mut cursor, packet)
-        });
-        let found = targets.len();
-        if let Some(first) = targets.first() {
-            run.prefetch_used(count(found));
-            for (nth, target) in targets.iter().enumerate() {
-                put::<F>(target);
-                L::mark(&mut log, target.buffer);
-                tally.add(narrow(target.data.len()), target.data);
-                run.put_used(count(nth), target.id, used::<F>(target));
-            }
-            ring.end_run(count(found), first.id, used::<F>(first));
-            taken += found;
-        }
-        if found == wanted && found != 0 {
+        let waiting = ring.ahead(count(rest.len().min(PASS)));
+        let rest = rest.get(..waiting.into()).unwrap_or_default();
+        let with = (&mut space, &mut log);
+        let found = match waiting {
+            0 => break,
+            // A straight line, which spares a burst of one the loops.
+            1 => short::<R, S, L, P::Packet, F, 1>(ring, with, rest, counters),
+            _ => V::run(|| short::<R, S, L, P::Packet, F, PASS>(ring, with, rest, counters)),
+        };
+        taken += usize::from(found);
+        if found == waiting {
             continue;
         }
         let Some(&next) = packets.get(taken) else {
             break;
         };
-        let apart = S::apart(&mut cursor, memory);
+        let apart = S::cursor(&mut space);
         match enqueue_chains::<R, _, L, P::Packet, F>(
             ring,
             apart,
@@ -103,11 +94,42 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, P: Release, const F: 
             break;
         }
     }
-    look_ahead(ring, chain, &mut cursor);
-    publish::<_, L>(ring, Some(log), notifier, cursor, counters);
-    tally.flush();
+    look_ahead(ring, chain, &mut S::cursor(&mut space));
+    publish::<_, L>(ring, Some(log), notifier, S::release(space), counters);
     pool.release(packets.get(..taken).unwrap_or_default());
     taken
+}
+
+/// The short body: sends `packets`, no more than slots wait, until one is not for it; how many that
+/// were.
+#[inline(always)]
+fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const N: usize>(
+    ring: &mut R,
+    (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
+    packets: &[T],
+    counters: &QueueCounters,
+) -> u16 {
+    let run = ring.run(count(packets.len()));
+    let mut cursor = S::cursor(space);
+    let mut slots = Room::<_, N>::new();
+    let targets = slots.fill(packets, |nth, packet| {
+        gather::<_, _, T, F>(run, count(nth), &mut cursor, packet)
+    });
+    let found = count(targets.len());
+    let Some(first) = targets.first() else {
+        return 0;
+    };
+    run.prefetch_used(found);
+    let mut tally = Tally::new(counters);
+    for (nth, target) in targets.iter().enumerate() {
+        put::<F>(target);
+        L::mark(log, target.buffer);
+        tally.add(narrow(target.data.len()), target.data);
+        run.put_used(count(nth), target.id, used::<F>(target));
+    }
+    ring.end_run(found, first.id, used::<F>(first));
+    tally.flush();
+    found
 }
 
 /// First pass of the short body: a packet of one segment that asks for nothing, with the buffer at
@@ -369,7 +391,12 @@ impl<'m, L: Logging> Scatter<'_, 'm, '_, L> {
         let (first, rest) = self.segments.split_first()?;
         self.segments = rest;
         let range = self.cursor.whole(first.addr, first.len as usize)?;
-        range.prefetch_for_write(0);
+        // The next one comes while this one is written.
+        if let Some(next) = rest.first()
+            && let Some(next) = self.cursor.whole(next.addr, next.len as usize)
+        {
+            (0..4).for_each(|line| next.prefetch_for_write(64 * line));
+        }
         Some(range)
     }
 }

@@ -10,6 +10,7 @@ mod copy;
 mod counters;
 mod dequeue;
 mod enqueue;
+mod level;
 mod logging;
 mod offload;
 mod offloaded;
@@ -24,7 +25,7 @@ pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 pub use crate::virtio_net::{Asked, Datagram, Headers, Ip, Transport, ip_checksum_is_right};
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 
-use crate::memory::{Lookups, Translate};
+use crate::memory::Lookups;
 use crate::virtqueue::{Notified, Notifier, Ring};
 use logging::Logging;
 
@@ -54,21 +55,20 @@ const fn count(packets: usize) -> u16 {
 
 /// Ends a burst: the driver sees what was given back, and is called when it wants to be.
 #[inline(always)]
-fn publish<'m, R: Ring, L: Logging>(
+fn publish<R: Ring, L: Logging>(
     ring: &mut R,
     log: Option<L::Log<'_>>,
     notifier: &Notifier,
-    cursor: impl Translate<'m>,
+    lookups: Lookups,
     counters: &QueueCounters,
 ) {
-    count_lookups(cursor, counters);
+    count_lookups(lookups, counters);
     tell::<_, L>(ring, log, notifier, counters);
 }
 
-/// Ends the translations of a burst.
+/// Counts the translations of a burst.
 #[inline(always)]
-fn count_lookups<'m>(cursor: impl Translate<'m>, counters: &QueueCounters) {
-    let Lookups { hits, misses } = cursor.finish();
+fn count_lookups(Lookups { hits, misses }: Lookups, counters: &QueueCounters) {
     if hits | misses != 0 {
         add(&counters.iotlb_hits, hits);
         add(&counters.iotlb_misses, misses);

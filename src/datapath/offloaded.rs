@@ -45,13 +45,13 @@ pub(super) struct Bodies<P: Release> {
 
 /// Takes packets; how many.
 type Send<P> =
-    fn(&mut Virtqueue, &mut Way<P>, &mut P, &[<P as Release>::Packet], &QueueCounters) -> usize;
+    fn(&mut Virtqueue, &mut Way<P>, &P, &[<P as Release>::Packet], &QueueCounters) -> usize;
 
 /// Gives back what has landed, a number of packets at most; how many.
 type Land<P> = fn(
     &mut Virtqueue,
     &mut Flight<Sent<<P as Release>::Packet>>,
-    (&mut P, usize),
+    (&P, usize),
     &QueueCounters,
 ) -> usize;
 
@@ -75,9 +75,15 @@ pub struct Offloaded<P: Release> {
 
 impl<P: Release> Offloaded<P> {
     /// Sends to `virtqueue` with `channels`, which get the copies of at least `threshold` bytes.
-    pub fn new(virtqueue: Virtqueue, channels: &[Arc<Channel>], threshold: u32) -> Self {
+    /// The application allows vectors of `simd_bits`.
+    pub fn new(
+        virtqueue: Virtqueue,
+        channels: &[Arc<Channel>],
+        threshold: u32,
+        simd_bits: u16,
+    ) -> Self {
         Self {
-            bodies: select_offloaded(&virtqueue),
+            bodies: select_offloaded(&virtqueue, simd_bits),
             way: Underway::new(&virtqueue, channels, threshold),
             virtqueue,
         }
@@ -102,16 +108,26 @@ impl<P: Release> Offloaded<P> {
     /// Sends `packets` in order until one finds no room; how many were taken. They are released when
     /// they have landed.
     #[inline]
-    pub fn send(&mut self, pool: &mut P, packets: &[P::Packet], counters: &QueueCounters) -> usize {
+    pub fn send(&mut self, pool: &P, packets: &[P::Packet], counters: &QueueCounters) -> usize {
         let Self {
             virtqueue,
             bodies,
             way,
         } = self;
-        if way.flight.is_empty() && !worthwhile(packets, way.engines.threshold()) {
-            let taken = (bodies.plain)(virtqueue, pool, packets, counters);
-            add(&counters.dma.cpu_small, taken as u64);
-            return taken;
+        if way.flight.is_empty() {
+            let dma = &counters.dma;
+            let reason = if way.engines.are_dead() {
+                Some(&dma.cpu_noroom)
+            } else if !worthwhile(packets, way.engines.threshold()) {
+                Some(&dma.cpu_small)
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                let taken = (bodies.plain)(virtqueue, pool, packets, counters);
+                add(reason, taken as u64);
+                return taken;
+            }
         }
         (bodies.burst)(virtqueue, way, pool, packets, counters)
     }
@@ -119,7 +135,7 @@ impl<P: Release> Offloaded<P> {
     /// Polls the engines and gives back what has landed, `most` packets at most; how many packets
     /// were released.
     #[inline]
-    pub fn reap(&mut self, pool: &mut P, most: usize, counters: &QueueCounters) -> usize {
+    pub fn reap(&mut self, pool: &P, most: usize, counters: &QueueCounters) -> usize {
         let Self {
             virtqueue,
             bodies,
@@ -146,7 +162,7 @@ impl<P: Release> Offloaded<P> {
 
     /// Waits until nothing is under way; engines that take too long are ended. For control threads.
     /// `false`: an engine may write for ever.
-    pub fn drain(&mut self, pool: &mut P, counters: &QueueCounters) -> bool {
+    pub fn drain(&mut self, pool: &P, counters: &QueueCounters) -> bool {
         let Self {
             virtqueue,
             bodies,
@@ -185,7 +201,7 @@ fn worthwhile<T: Packet>(packets: &[T], threshold: u32) -> bool {
 fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
     vq: &mut Virtqueue,
     way: &mut Way<P>,
-    pool: &mut P,
+    pool: &P,
     packets: &[P::Packet],
     counters: &QueueCounters,
 ) -> usize {
@@ -206,7 +222,7 @@ fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
     let Some(ring) = R::of(ring) else { return 0 };
     let Some(mut log) = L::of(log) else { return 0 };
     // And by how the driver's addresses are to be read.
-    let Some(mut cursor) = S::cursor(memory, lookaside) else {
+    let Some(mut space) = S::hold(memory, lookaside) else {
         return 0;
     };
     let threshold = way.engines.threshold();
@@ -226,6 +242,7 @@ fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
         if chain.exhausted() {
             break;
         }
+        let mut cursor = S::cursor(&mut space);
         let chains = (&mut *ring, &mut *chain, &mut cursor);
         match mover.take::<R, _, L, F>(chains, (packet, features), L::lend(&mut log)) {
             Outcome::Sent => {}
@@ -235,8 +252,8 @@ fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
         taken += 1;
     }
     mover.finish();
-    look_ahead(ring, chain, &mut cursor);
-    count_lookups(cursor, counters);
+    look_ahead(ring, chain, &mut S::cursor(&mut space));
+    count_lookups(S::release(space), counters);
     drop(log);
     if way.flight.lands() {
         land::<R, L, P>(vq, &mut way.flight, (pool, usize::MAX), counters);
@@ -249,7 +266,7 @@ fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
 fn land<R: Ring, L: Logging, P: Release>(
     vq: &mut Virtqueue,
     flight: &mut Flight<Sent<P::Packet>>,
-    (pool, most): (&mut P, usize),
+    (pool, most): (&P, usize),
     counters: &QueueCounters,
 ) -> usize {
     let Virtqueue {

@@ -68,7 +68,7 @@ pub trait Release {
     type Packet: Packet;
 
     /// Gives back `packets` with all their segments.
-    fn release(&mut self, packets: &[Self::Packet]);
+    fn release(&self, packets: &[Self::Packet]);
 }
 
 /// Where fresh packets come from.
@@ -82,7 +82,7 @@ pub trait PacketPool: Release {
     }
 
     /// Fills `out` with fresh packets, all or none.
-    fn allocate(&mut self, out: &mut [Self::Packet]) -> bool;
+    fn allocate(&self, out: &mut [Self::Packet]) -> bool;
 
     /// The room for data in a fresh packet; its contents mean nothing.
     fn space<'p>(&self, packet: &'p mut Self::Packet) -> &'p mut [MaybeUninit<u8>];
@@ -99,7 +99,7 @@ pub trait PacketPool: Release {
     /// Gives a fresh packet a large buffer, with room for a frame of `len` bytes, which are then
     /// written there. `None` when there are none, or not so large, or all are in use.
     fn large<'p>(
-        &mut self,
+        &self,
         packet: &'p mut Self::Packet,
         len: usize,
     ) -> Option<&'p mut [MaybeUninit<u8>]> {

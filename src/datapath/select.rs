@@ -3,6 +3,7 @@
 
 use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
+use super::level::{Baseline, Level};
 use super::logging::{Logged, Logging, Unlogged};
 use super::offloaded::{Bodies, bodies};
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
@@ -15,11 +16,11 @@ use crate::virtqueue::{Layout, PackedRing, Ring, SplitRing, Virtqueue};
 
 /// Takes packets out of a virtqueue: how many of the array were filled.
 pub type DequeueBurst<P> =
-    fn(&mut Virtqueue, &mut P, &mut [<P as Release>::Packet], &QueueCounters) -> usize;
+    fn(&mut Virtqueue, &P, &mut [<P as Release>::Packet], &QueueCounters) -> usize;
 
 /// Puts packets into a virtqueue: how many of the array were taken and released.
 pub type EnqueueBurst<P> =
-    fn(&mut Virtqueue, &mut P, &[<P as Release>::Packet], &QueueCounters) -> usize;
+    fn(&mut Virtqueue, &P, &[<P as Release>::Packet], &QueueCounters) -> usize;
 
 /// What the burst bodies must know of `features`.
 fn flags(features: u64) -> u32 {
@@ -43,21 +44,29 @@ fn flags(features: u64) -> u32 {
     flags
 }
 
-/// The burst that dequeues from `vq`.
-pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
-    type Behind = Translated<false>;
-    match (&vq.ring, &vq.lookaside) {
-        (Layout::Split(_), None) => dequeue::<SplitRing, Physical, P>(vq),
-        (Layout::Packed(_), None) => dequeue::<PackedRing, Physical, P>(vq),
-        (Layout::Split(_), Some(_)) => dequeue::<SplitRing, Behind, P>(vq),
-        (Layout::Packed(_), Some(_)) => dequeue::<PackedRing, Behind, P>(vq),
+/// The burst that dequeues from `vq`; the application allows vectors of `simd_bits`.
+pub fn select_dequeue<P: PacketPool>(vq: &Virtqueue, simd_bits: u16) -> DequeueBurst<P> {
+    match (&vq.log, &vq.lookaside) {
+        (None, None) => dequeue_on::<Physical, P>(vq, simd_bits),
+        (None, Some(_)) => dequeue_on::<Translated<false>, P>(vq, simd_bits),
+        (Some(_), None) => dequeue_of::<Physical, Logged, Baseline, P>(vq),
+        (Some(_), Some(_)) => dequeue_of::<Translated<false>, Logged, Baseline, P>(vq),
     }
 }
 
-fn dequeue<R: Ring, S: Space, P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
-    match &vq.log {
-        None => dequeue_noting::<R, S, Unlogged, P>(vq.features()),
-        Some(_) => dequeue_noting::<R, S, Logged, P>(vq.features()),
+fn dequeue_on<S: Space, P: PacketPool>(vq: &Virtqueue, simd_bits: u16) -> DequeueBurst<P> {
+    #[cfg(target_arch = "x86_64")]
+    if super::level::has_avx2(simd_bits) {
+        return dequeue_of::<S, Unlogged, super::level::Avx2, P>(vq);
+    }
+    let _ = simd_bits;
+    dequeue_of::<S, Unlogged, Baseline, P>(vq)
+}
+
+fn dequeue_of<S: Space, L: Logging, V: Level, P: PacketPool>(vq: &Virtqueue) -> DequeueBurst<P> {
+    match &vq.ring {
+        Layout::Split(_) => dequeue::<SplitRing, S, L, V, P>(vq.features()),
+        Layout::Packed(_) => dequeue::<PackedRing, S, L, V, P>(vq.features()),
     }
 }
 
@@ -66,66 +75,78 @@ const IN_ORDER_12: u32 = IN_ORDER | HEADER_12;
 /// Both of these.
 const OFFLOADS_12: u32 = OFFLOADS | HEADER_12;
 
-fn dequeue_noting<R: Ring, S: Space, L: Logging, P: PacketPool>(features: u64) -> DequeueBurst<P> {
+fn dequeue<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool>(
+    features: u64,
+) -> DequeueBurst<P> {
     // Mergeable buffers only matter on the way to the guest.
     match flags(features) & (HEADER_12 | IN_ORDER | OFFLOADS) {
-        0 => dequeue_burst::<R, S, L, P, 0>,
-        OFFLOADS => dequeue_burst::<R, S, L, P, OFFLOADS>,
-        HEADER_12 => dequeue_burst::<R, S, L, P, HEADER_12>,
-        IN_ORDER_12 => dequeue_burst::<R, S, L, P, IN_ORDER_12>,
-        OFFLOADS_12 => dequeue_burst::<R, S, L, P, OFFLOADS_12>,
-        _ => dequeue_burst::<R, S, L, P, { IN_ORDER_12 | OFFLOADS }>,
+        0 => dequeue_burst::<R, S, L, V, P, 0>,
+        OFFLOADS => dequeue_burst::<R, S, L, V, P, OFFLOADS>,
+        HEADER_12 => dequeue_burst::<R, S, L, V, P, HEADER_12>,
+        IN_ORDER_12 => dequeue_burst::<R, S, L, V, P, IN_ORDER_12>,
+        OFFLOADS_12 => dequeue_burst::<R, S, L, V, P, OFFLOADS_12>,
+        _ => dequeue_burst::<R, S, L, V, P, { IN_ORDER_12 | OFFLOADS }>,
     }
 }
 
-/// The burst that enqueues to `vq`.
-pub fn select_enqueue<P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
-    type Behind = Translated<true>;
-    match (&vq.ring, &vq.lookaside) {
-        (Layout::Split(_), None) => enqueue::<SplitRing, Physical, P>(vq),
-        (Layout::Packed(_), None) => enqueue::<PackedRing, Physical, P>(vq),
-        (Layout::Split(_), Some(_)) => enqueue::<SplitRing, Behind, P>(vq),
-        (Layout::Packed(_), Some(_)) => enqueue::<PackedRing, Behind, P>(vq),
+/// The burst that enqueues to `vq`; `simd_bits` as for [`select_dequeue`].
+pub fn select_enqueue<P: Release>(vq: &Virtqueue, simd_bits: u16) -> EnqueueBurst<P> {
+    match (&vq.log, &vq.lookaside) {
+        (None, None) => enqueue_on::<Physical, P>(vq, simd_bits),
+        (None, Some(_)) => enqueue_on::<Translated<true>, P>(vq, simd_bits),
+        (Some(_), None) => enqueue_of::<Physical, Logged, Baseline, P>(vq),
+        (Some(_), Some(_)) => enqueue_of::<Translated<true>, Logged, Baseline, P>(vq),
     }
 }
 
-fn enqueue<R: Ring, S: Space, P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
-    match &vq.log {
-        None => enqueue_noting::<R, S, Unlogged, P>(vq.features()),
-        Some(_) => enqueue_noting::<R, S, Logged, P>(vq.features()),
+fn enqueue_on<S: Space, P: Release>(vq: &Virtqueue, simd_bits: u16) -> EnqueueBurst<P> {
+    #[cfg(target_arch = "x86_64")]
+    if super::level::has_avx2(simd_bits) {
+        return enqueue_of::<S, Unlogged, super::level::Avx2, P>(vq);
+    }
+    let _ = simd_bits;
+    enqueue_of::<S, Unlogged, Baseline, P>(vq)
+}
+
+fn enqueue_of<S: Space, L: Logging, V: Level, P: Release>(vq: &Virtqueue) -> EnqueueBurst<P> {
+    match &vq.ring {
+        Layout::Split(_) => enqueue::<SplitRing, S, L, V, P>(vq.features()),
+        Layout::Packed(_) => enqueue::<PackedRing, S, L, V, P>(vq.features()),
     }
 }
 
-fn enqueue_noting<R: Ring, S: Space, L: Logging, P: Release>(features: u64) -> EnqueueBurst<P> {
+fn enqueue<R: Ring, S: Space, L: Logging, V: Level, P: Release>(features: u64) -> EnqueueBurst<P> {
     // On that way it is the packets that ask. Used entries have lengths there, so each chain needs
     // its own.
     match flags(features) & (HEADER_12 | MERGEABLE) {
-        0 => enqueue_burst::<R, S, L, P, 0>,
-        HEADER_12 => enqueue_burst::<R, S, L, P, HEADER_12>,
-        _ => enqueue_burst::<R, S, L, P, { HEADER_12 | MERGEABLE }>,
+        0 => enqueue_burst::<R, S, L, V, P, 0>,
+        HEADER_12 => enqueue_burst::<R, S, L, V, P, HEADER_12>,
+        _ => enqueue_burst::<R, S, L, V, P, { HEADER_12 | MERGEABLE }>,
     }
 }
 
 /// The same for a virtqueue with copy engines.
-pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue) -> Bodies<P> {
-    type Behind = Translated<true>;
-    let plain = select_enqueue::<P>(vq);
-    match (&vq.ring, &vq.lookaside) {
-        (Layout::Split(_), None) => offloaded::<SplitRing, Physical, P>(vq, plain),
-        (Layout::Packed(_), None) => offloaded::<PackedRing, Physical, P>(vq, plain),
-        (Layout::Split(_), Some(_)) => offloaded::<SplitRing, Behind, P>(vq, plain),
-        (Layout::Packed(_), Some(_)) => offloaded::<PackedRing, Behind, P>(vq, plain),
+pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue, simd_bits: u16) -> Bodies<P> {
+    let plain = select_enqueue::<P>(vq, simd_bits);
+    match (&vq.log, &vq.lookaside) {
+        (None, None) => offloaded_of::<Physical, Unlogged, P>(vq, plain),
+        (None, Some(_)) => offloaded_of::<Translated<true>, Unlogged, P>(vq, plain),
+        (Some(_), None) => offloaded_of::<Physical, Logged, P>(vq, plain),
+        (Some(_), Some(_)) => offloaded_of::<Translated<true>, Logged, P>(vq, plain),
     }
 }
 
-fn offloaded<R: Ring, S: Space, P: Release>(vq: &Virtqueue, plain: EnqueueBurst<P>) -> Bodies<P> {
-    match &vq.log {
-        None => offloaded_noting::<R, S, Unlogged, P>(vq.features(), plain),
-        Some(_) => offloaded_noting::<R, S, Logged, P>(vq.features(), plain),
+fn offloaded_of<S: Space, L: Logging, P: Release>(
+    vq: &Virtqueue,
+    plain: EnqueueBurst<P>,
+) -> Bodies<P> {
+    match &vq.ring {
+        Layout::Split(_) => offloaded::<SplitRing, S, L, P>(vq.features(), plain),
+        Layout::Packed(_) => offloaded::<PackedRing, S, L, P>(vq.features(), plain),
     }
 }
 
-fn offloaded_noting<R: Ring, S: Space, L: Logging, P: Release>(
+fn offloaded<R: Ring, S: Space, L: Logging, P: Release>(
     features: u64,
     plain: EnqueueBurst<P>,
 ) -> Bodies<P> {

@@ -247,11 +247,11 @@ impl Lookaside {
 pub enum Translated<const WRITES: bool> {}
 
 impl<const WRITES: bool> Space for Translated<WRITES> {
-    type Cursor<'m> = IotlbCursor<'m>;
-    type Apart<'c, 'm: 'c> = &'c mut IotlbCursor<'m>;
+    type Held<'m> = IotlbCursor<'m>;
+    type Cursor<'h, 'm: 'h> = &'h mut IotlbCursor<'m>;
 
     #[inline(always)]
-    fn cursor<'m>(
+    fn hold<'m>(
         _memory: &'m MemoryTable,
         lookaside: &'m mut Option<Box<Lookaside>>,
     ) -> Option<IotlbCursor<'m>> {
@@ -261,11 +261,13 @@ impl<const WRITES: bool> Space for Translated<WRITES> {
     }
 
     #[inline(always)]
-    fn apart<'c, 'm: 'c>(
-        cursor: &'c mut IotlbCursor<'m>,
-        _memory: &'m MemoryTable,
-    ) -> &'c mut IotlbCursor<'m> {
+    fn cursor<'h, 'm: 'h>(cursor: &'h mut IotlbCursor<'m>) -> &'h mut IotlbCursor<'m> {
         cursor
+    }
+
+    #[inline(always)]
+    fn release(cursor: IotlbCursor<'_>) -> Lookups {
+        cursor.finish()
     }
 }
 
@@ -313,6 +315,15 @@ fn hit<'m>(slot: &Slot, at: Iova, len: usize, table: &'m MemoryTable) -> Option<
 }
 
 impl<'m> IotlbCursor<'m> {
+    /// Ends the burst: the questions go out.
+    #[inline(always)]
+    pub fn finish(self) -> Lookups {
+        if self.asked != 0 {
+            wake(self.asker);
+        }
+        self.lookups
+    }
+
     /// Asks the IOTLB what is at `at`, for a slot.
     fn fill(&mut self, at: Iova, len: usize, need: Access) -> Result<Slot, Fault> {
         let want = (len as u64).max(1);
@@ -465,14 +476,6 @@ impl<'m> Translate<'m> for IotlbCursor<'m> {
     #[inline(always)]
     fn may_ask(&self) -> bool {
         !self.full
-    }
-
-    #[inline(always)]
-    fn finish(self) -> Lookups {
-        if self.asked != 0 {
-            wake(self.asker);
-        }
-        self.lookups
     }
 }
 

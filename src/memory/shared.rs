@@ -252,7 +252,17 @@ impl<'m> Cursor<'m> {
 
     /// The two words at `at`, a descriptor, read once; they need not be aligned, and may cross from
     /// one region to the next.
+    #[inline]
     pub(super) fn descriptor_words(&mut self, at: Gpa) -> Option<[u64; 2]> {
+        let Some(range) = self.whole(at, Descriptor::SIZE) else {
+            return self.scattered_words(at);
+        };
+        // SAFETY: so many bytes are mapped. They may change; the copy counts.
+        Some(unsafe { range.as_ptr().cast::<[u64; 2]>().read_unaligned() })
+    }
+
+    #[cold]
+    fn scattered_words(&mut self, at: Gpa) -> Option<[u64; 2]> {
         words(|filled, wanted| {
             let from = Gpa(at.0.checked_add(filled as u64)?);
             self.piece(from, wanted)

@@ -81,15 +81,6 @@ pub trait Translate<'m> {
         false
     }
 
-    /// Ends the burst: the questions go out.
-    #[inline(always)]
-    fn finish(self) -> Lookups
-    where
-        Self: Sized,
-    {
-        Lookups::default()
-    }
-
     /// The descriptor at `at` in an indirect table.
     ///
     /// # Errors
@@ -141,23 +132,23 @@ impl<'m> Translate<'m> for Cursor<'m> {
 
 /// What addresses in descriptors are, as a type: each has burst bodies of its own.
 pub trait Space {
-    /// Translates them during a burst.
-    type Cursor<'m>: Translate<'m>;
-    /// Translates them for the general body, which a burst leaves to now and then.
-    type Apart<'c, 'm: 'c>: Translate<'m>;
+    /// What a burst needs in order to translate them.
+    type Held<'m>;
+    /// Translates them.
+    type Cursor<'h, 'm: 'h>: Translate<'m>;
 
-    /// A cursor for the descriptors of a ring whose buffers lie in `memory`; `None` when it is another
-    /// space's ring, by its `lookaside`.
-    fn cursor<'m>(
+    /// For a ring whose buffers lie in `memory`; `None` when it is another space's ring, by its
+    /// `lookaside`.
+    fn hold<'m>(
         memory: &'m MemoryTable,
         lookaside: &'m mut Option<Box<Lookaside>>,
-    ) -> Option<Self::Cursor<'m>>;
+    ) -> Option<Self::Held<'m>>;
 
-    /// For the general body, in the middle of a burst.
-    fn apart<'c, 'm: 'c>(
-        cursor: &'c mut Self::Cursor<'m>,
-        memory: &'m MemoryTable,
-    ) -> Self::Apart<'c, 'm>;
+    /// A cursor for a part of the burst. One that is made where it is used can stay in registers.
+    fn cursor<'h, 'm: 'h>(held: &'h mut Self::Held<'m>) -> Self::Cursor<'h, 'm>;
+
+    /// Ends the burst: the questions go out.
+    fn release(held: Self::Held<'_>) -> Lookups;
 }
 
 /// In another function.
@@ -203,20 +194,24 @@ impl<'m, T: Translate<'m>> Translate<'m> for &mut T {
 pub enum Physical {}
 
 impl Space for Physical {
-    type Cursor<'m> = Cursor<'m>;
-    type Apart<'c, 'm: 'c> = Cursor<'m>;
+    type Held<'m> = &'m MemoryTable;
+    type Cursor<'h, 'm: 'h> = Cursor<'m>;
 
     #[inline(always)]
-    fn cursor<'m>(
+    fn hold<'m>(
         memory: &'m MemoryTable,
         _lookaside: &'m mut Option<Box<Lookaside>>,
-    ) -> Option<Cursor<'m>> {
-        Some(memory.cursor())
+    ) -> Option<&'m MemoryTable> {
+        Some(memory)
     }
 
-    /// A new one, so that the burst's stays in registers.
     #[inline(always)]
-    fn apart<'c, 'm: 'c>(_cursor: &'c mut Cursor<'m>, memory: &'m MemoryTable) -> Cursor<'m> {
+    fn cursor<'h, 'm: 'h>(memory: &'h mut &'m MemoryTable) -> Cursor<'m> {
         memory.cursor()
+    }
+
+    #[inline(always)]
+    fn release(_memory: &MemoryTable) -> Lookups {
+        Lookups::default()
     }
 }

@@ -138,7 +138,7 @@ fn narrow(moved: usize) -> u16 {
 /// frame waits on when there is no place or no mbuf.
 #[cold]
 #[inline(never)]
-pub(super) fn inject(queue: &RxQueue, pool: &mut RxPool, out: &mut [Slot]) -> usize {
+pub(super) fn inject(queue: &RxQueue, pool: &RxPool, out: &mut [Slot]) -> usize {
     let Some(place) = out.first_mut() else {
         return 0;
     };

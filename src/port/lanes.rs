@@ -17,6 +17,7 @@ use super::{PortError, engines, lock};
 use crate::datapath::{Offloaded, QueueCounters};
 use crate::devargs::DmaConfig;
 use crate::dma::channel::Channel;
+use crate::dpdk::eal;
 use crate::log::PORT;
 use crate::virtqueue::{Allow, SharedGate, Virtqueue};
 
@@ -42,6 +43,8 @@ pub(super) struct TxLane {
     stats: AtomicPtr<QueueStats>,
     /// Packets are under way.
     busy: AtomicBool,
+    /// Engines may not touch the guest's memory just now.
+    suspended: AtomicBool,
 }
 
 /// The counters of a queue that is not set up.
@@ -105,6 +108,14 @@ impl Lanes {
             }
             lane.equip(channels);
         }
+        if let Some(rx) = self.config.queues.iter().find(|queue| queue.rx) {
+            log::warn!(
+                target: PORT,
+                "{}: dmas: rxq{}: engines for rx queues have no effect in this version",
+                self.port,
+                rx.queue
+            );
+        }
         let lanes = Arc::downgrade(self);
         self.ticker
             .start(Box::new(move || lanes.upgrade().map(|lanes| lanes.tick())))
@@ -142,6 +153,12 @@ impl Lanes {
         self.all().for_each(TxLane::drain);
     }
 
+    /// Keeps the engines away from the guest's memory, or lets them there again. While a page of it may
+    /// be missing an engine cannot wait for it, and pinning would fill it with zeros.
+    pub(super) fn suspend(&self, suspended: bool) {
+        self.all().for_each(|lane| lane.suspend(suspended));
+    }
+
     /// Ends the ticker, and gives up the engines.
     pub(super) fn close(&self) {
         self.ticker.stop();
@@ -159,6 +176,7 @@ impl TxLane {
             threshold,
             stats: AtomicPtr::default(),
             busy: AtomicBool::new(false),
+            suspended: AtomicBool::new(false),
         }
     }
 
@@ -190,9 +208,23 @@ impl TxLane {
         }
     }
 
+    /// Has no engines for a while, or has them again.
+    fn suspend(&self, suspended: bool) {
+        self.suspended.store(suspended, Ordering::Relaxed);
+        if let Some(virtqueue) = self.take() {
+            self.give(virtqueue);
+        }
+    }
+
     /// Takes a virtqueue to send to. One that was there before comes back.
     pub(super) fn give(&self, virtqueue: Virtqueue) -> Option<Virtqueue> {
-        let offloaded = Offloaded::new(virtqueue, &lock(&self.channels), self.threshold);
+        let simd_bits = eal::max_simd_bits();
+        let channels = lock(&self.channels);
+        let channels = match self.suspended.load(Ordering::Relaxed) {
+            true => &[],
+            false => channels.as_slice(),
+        };
+        let offloaded = Offloaded::new(virtqueue, channels, self.threshold, simd_bits);
         let before = self.take();
         self.gate.install(offloaded);
         before
@@ -234,7 +266,7 @@ impl TxLane {
     }
 
     fn empty(&self, offloaded: &mut Offloaded<TxRelease>) {
-        offloaded.drain(&mut TxRelease, self.counters());
+        offloaded.drain(&TxRelease, self.counters());
         self.busy.store(!offloaded.is_empty(), Ordering::Relaxed);
     }
 
@@ -243,7 +275,7 @@ impl TxLane {
     #[inline]
     pub(super) fn send(&self, packets: &[Slot], counters: &QueueCounters) -> Option<(usize, u16)> {
         self.gate.enter(LOOKS, |offloaded| {
-            let sent = offloaded.send(&mut TxRelease, packets, counters);
+            let sent = offloaded.send(&TxRelease, packets, counters);
             self.busy.store(!offloaded.is_empty(), Ordering::Relaxed);
             (sent, offloaded.virtqueue().position())
         })
@@ -260,7 +292,7 @@ impl TxLane {
     #[inline]
     pub(super) fn reap(&self, most: usize) -> usize {
         let reaped = self.gate.enter(1, |offloaded| {
-            let reaped = offloaded.reap(&mut TxRelease, most, self.counters());
+            let reaped = offloaded.reap(&TxRelease, most, self.counters());
             self.busy.store(!offloaded.is_empty(), Ordering::Relaxed);
             reaped
         });

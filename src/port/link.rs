@@ -24,7 +24,7 @@ impl SessionEvents for Port {
             let Some(vring) = self.rx.get(pair) else {
                 return Some(virtqueue);
             };
-            let burst = select_dequeue(&virtqueue);
+            let burst = select_dequeue(&virtqueue, eal::max_simd_bits());
             let before = vring.install(virtqueue, burst);
             self.wake_if_owed(index / 2);
             before
@@ -36,7 +36,7 @@ impl SessionEvents for Port {
                 vring.show(&virtqueue);
                 return lane.give(virtqueue);
             }
-            let burst = select_enqueue(&virtqueue);
+            let burst = select_enqueue(&virtqueue, eal::max_simd_bits());
             vring.install(virtqueue, burst)
         }
     }
@@ -71,6 +71,12 @@ impl SessionEvents for Port {
     fn look_again(&self, index: u16) {
         if index % 2 == 1 {
             self.wake_if_owed(index / 2);
+        }
+    }
+
+    fn postcopy(&self, under_way: bool) {
+        if let Some(lanes) = &self.lanes {
+            lanes.suspend(under_way);
         }
     }
 

@@ -2,16 +2,18 @@
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::large::{LONGEST, LargeBuffers};
+use super::queue::Shared;
 use crate::datapath::{
     Asked, Checksum, Datagram, Headers, Ip, Marks, Packet, PacketPool, Release, RxRules, Transport,
 };
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
 use crate::dpdk::mbuf::{self, Mbuf, RxFields, RxTemplate, TxOffload};
-use crate::dpdk::mempool::{Mempool, MempoolCache};
+use crate::dpdk::mempool::Mempool;
 use crate::dpdk::sys::{
     RTE_MBUF_F_EXTERNAL, RTE_MBUF_F_RX_L4_CKSUM_BAD, RTE_MBUF_F_RX_L4_CKSUM_GOOD,
     RTE_MBUF_F_RX_L4_CKSUM_MASK, RTE_MBUF_F_RX_L4_CKSUM_NONE, RTE_MBUF_F_RX_LRO,
@@ -235,31 +237,29 @@ impl Release for TxRelease {
     type Packet = Slot;
 
     #[inline(always)]
-    fn release(&mut self, packets: &[Slot]) {
-        release(packets, None);
+    fn release(&self, packets: &[Slot]) {
+        release(packets);
     }
 }
 
 #[inline(always)]
-fn release(packets: &[Slot], lcore: Option<Lcore>) {
+fn release(packets: &[Slot]) {
     if packets.is_empty() {
         return;
     }
-    let lcore = lcore.unwrap_or_else(Lcore::current);
     // SAFETY: a `Slot` and an `Mbuf` are both one pointer, and each of these places holds an mbuf.
     let mbufs = unsafe { &*(std::ptr::from_ref(packets) as *const [Mbuf]) };
     // SAFETY: first segments of packets that the driver has and gives away here.
-    unsafe { mbuf::free_bulk(mbufs, lcore) };
+    unsafe { mbuf::free_bulk(mbufs, Lcore::current()) };
 }
 
-/// The pool of an rx queue, as the polling lcore uses it during one burst.
+/// The pool of an rx queue. Nothing in it changes, so a burst may keep it in registers.
 #[derive(Debug)]
 pub struct RxPool {
-    pool: Mempool,
-    cache: Option<MempoolCache>,
-    lcore: Lcore,
-    rules: RxRules,
-    shape: RxShape,
+    pub(super) pool: Mempool,
+    pub(super) shape: RxShape,
+    /// The port's data, which says how marks are wanted.
+    pub(super) shared: NonNull<Shared>,
 }
 
 /// What is the same for all mbufs that an rx queue takes from its pool.
@@ -278,19 +278,6 @@ pub struct RxShape {
 }
 
 impl RxPool {
-    /// The pool for one burst on the calling lcore.
-    #[inline(always)]
-    pub fn new(pool: Mempool, shape: RxShape, rules: RxRules) -> Self {
-        let lcore = Lcore::current();
-        Self {
-            pool,
-            cache: pool.cache(lcore),
-            lcore,
-            rules,
-            shape,
-        }
-    }
-
     #[inline(always)]
     fn init(&self, mbuf: Mbuf, len: u32, ol_flags: u64) {
         #[allow(
@@ -314,8 +301,8 @@ impl Release for RxPool {
     type Packet = Slot;
 
     #[inline(always)]
-    fn release(&mut self, packets: &[Slot]) {
-        release(packets, Some(self.lcore));
+    fn release(&self, packets: &[Slot]) {
+        release(packets);
     }
 }
 
@@ -331,13 +318,13 @@ impl PacketPool for RxPool {
     }
 
     #[inline(always)]
-    fn allocate(&mut self, out: &mut [Slot]) -> bool {
+    fn allocate(&self, out: &mut [Slot]) -> bool {
         // SAFETY: both are one pointer. The pool writes the places or, on failure, leaves them as
         // they were, which is anything, as a `Slot` may be.
         let mbufs = unsafe { &mut *(std::ptr::from_mut(out) as *mut [MaybeUninit<Mbuf>]) };
         // SAFETY: the queue's pool is a pktmbuf pool (ethdev checked that at queue setup), and the
         // cache is this lcore's.
-        unsafe { mbuf::alloc_bulk(self.pool, self.cache, mbufs) }
+        unsafe { mbuf::alloc_bulk(self.pool, self.pool.cache(Lcore::current()), mbufs) }
     }
 
     #[inline(always)]
@@ -362,7 +349,7 @@ impl PacketPool for RxPool {
         }
     }
 
-    fn large<'p>(&mut self, packet: &'p mut Slot, len: usize) -> Option<&'p mut [MaybeUninit<u8>]> {
+    fn large<'p>(&self, packet: &'p mut Slot, len: usize) -> Option<&'p mut [MaybeUninit<u8>]> {
         let large = self.shape.large.filter(|_| len <= usize::from(LONGEST))?;
         // SAFETY: the pool of a queue that this lcore polls, so it is not released.
         let start = unsafe { large.attach(packet.mbuf()) }?;
@@ -384,7 +371,8 @@ impl PacketPool for RxPool {
 
     #[inline(always)]
     fn rules(&self) -> RxRules {
-        self.rules
+        // SAFETY: part of the port, which frees its queues before itself (`close`).
+        unsafe { self.shared.as_ref() }.rx_rules()
     }
 
     fn store(&self, packet: &mut Slot, at: usize, value: [u8; 2]) -> bool {

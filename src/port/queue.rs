@@ -180,6 +180,17 @@ impl Shared {
         String::from_utf8_lossy(self.iface.get(..len).unwrap_or_default()).into_owned()
     }
 
+    /// How rx queues mark packets.
+    pub(super) fn rx_rules(&self) -> RxRules {
+        if !self.checksums() {
+            RxRules::Request
+        } else if self.complete_checksums.load(Ordering::Relaxed) {
+            RxRules::Complete
+        } else {
+            RxRules::Mark
+        }
+    }
+
     /// Whether checksum offloads are promised to the application.
     pub(super) fn checksums(&self) -> bool {
         self.flags & COMPLIANT_OL_FLAGS != 0
@@ -311,13 +322,9 @@ fn large_buffers(
 #[repr(C, align(64))]
 pub(super) struct RxQueue {
     vring: NonNull<RxVring>,
-    shared: NonNull<Shared>,
-    pool: Mempool,
-    shape: RxShape,
-    /// From the port's configuration, at its last start: checksums that drivers leave out are made
-    /// here.
-    complete_checksums: AtomicBool,
-    /// As before: what else is done to packets, [`STRIP_VLAN`], [`CHECK_IP`] and [`SET_TYPE`].
+    pool: RxPool,
+    /// From the port's configuration, at its last start: what is done to received packets,
+    /// [`STRIP_VLAN`], [`CHECK_IP`] and [`SET_TYPE`].
     chores: AtomicU8,
     pub(super) stats: QueueStats,
     setup: RxSetup,
@@ -385,16 +392,17 @@ impl RxQueue {
         let template = unsafe { RxTemplate::new(pool, port.dev().port_id()) };
         let queue = Self {
             vring: NonNull::from(vring),
-            shared: port.shared_ptr(),
-            pool,
-            shape: RxShape {
-                template,
-                headroom,
-                room,
-                chains: !port.config.linear_buffer,
-                large,
+            pool: RxPool {
+                pool,
+                shape: RxShape {
+                    template,
+                    headroom,
+                    room,
+                    chains: !port.config.linear_buffer,
+                    large,
+                },
+                shared: port.shared_ptr(),
             },
-            complete_checksums: AtomicBool::new(false),
             chores: AtomicU8::new(0),
             stats: QueueStats::default(),
             setup,
@@ -412,7 +420,7 @@ impl RxQueue {
     /// What [`create`](Self::create) made; nobody polls it, and nobody uses it after this.
     pub(super) unsafe fn destroy(queue: NonNull<Self>) {
         // SAFETY: not freed yet (caller).
-        let large = unsafe { queue.as_ref() }.shape.large;
+        let large = unsafe { queue.as_ref() }.pool.shape.large;
         if let Some(large) = large {
             // SAFETY: once, since the queue goes, and nobody polls it (caller).
             unsafe { large.release() };
@@ -450,7 +458,7 @@ impl RxQueue {
     #[inline(always)]
     pub(super) fn shared(&self) -> &Shared {
         // SAFETY: as for `vring`.
-        unsafe { self.shared.as_ref() }
+        unsafe { self.pool.shared.as_ref() }
     }
 
     /// Follows the port's configuration.
@@ -467,27 +475,12 @@ impl RxQueue {
             | on(&shared.check_ip, CHECK_IP)
             | if typed { SET_TYPE } else { 0 };
         self.chores.store(chores, Ordering::Relaxed);
-        let complete = shared.complete_checksums.load(Ordering::Relaxed);
-        self.complete_checksums.store(complete, Ordering::Relaxed);
     }
 
     /// What is to be done to received packets.
     #[inline(always)]
     pub(super) fn chores(&self) -> u8 {
         self.chores.load(Ordering::Relaxed)
-    }
-
-    /// The pool, for one burst on the calling lcore.
-    #[inline(always)]
-    pub(super) fn pool(&self) -> RxPool {
-        let rules = if !self.shared().checksums() {
-            RxRules::Request
-        } else if self.complete_checksums.load(Ordering::Relaxed) {
-            RxRules::Complete
-        } else {
-            RxRules::Mark
-        };
-        RxPool::new(self.pool, self.shape, rules)
     }
 
     /// The application starts the queue itself, after the port.
@@ -499,10 +492,10 @@ impl RxQueue {
 
     /// Tells what the queue was set up with.
     pub(super) fn describe(&self, info: &mut rte_eth_rxq_info) {
-        info.mp = self.pool.as_ptr();
+        info.mp = self.pool.pool.as_ptr();
         info.nb_desc = self.setup.descriptors;
-        info.scattered_rx = self.shape.chains.into();
-        info.rx_buf_size = self.shape.room;
+        info.scattered_rx = self.pool.shape.chains.into();
+        info.rx_buf_size = self.pool.shape.room;
         if let Some(conf) = self.setup.conf {
             info.conf = conf;
         }
@@ -526,7 +519,7 @@ impl RxQueue {
                 if !running.virtqueue.has_available() {
                     return 0;
                 }
-                self.dequeue(running, &mut self.pool(), out)
+                self.dequeue(running, out)
             })
         };
         received.unwrap_or(0)
@@ -534,14 +527,9 @@ impl RxQueue {
 
     /// One burst out of the virtqueue.
     #[inline(always)]
-    fn dequeue(
-        &self,
-        running: &mut Running<Dequeue>,
-        pool: &mut RxPool,
-        out: &mut [Slot],
-    ) -> usize {
+    fn dequeue(&self, running: &mut Running<Dequeue>, out: &mut [Slot]) -> usize {
         let counters = &self.stats.counters;
-        let received = (running.burst)(&mut running.virtqueue, pool, out, counters);
+        let received = (running.burst)(&mut running.virtqueue, &self.pool, out, counters);
         self.vring().publish_next(running.virtqueue.position());
         received
     }
@@ -550,10 +538,9 @@ impl RxQueue {
     #[cold]
     #[inline(never)]
     fn receive_rarp(&self, running: &mut Running<Dequeue>, out: &mut [Slot]) -> usize {
-        let mut pool = self.pool();
-        let injected = super::burst::inject(self, &mut pool, out);
+        let injected = super::burst::inject(self, &self.pool, out);
         let rest = out.get_mut(injected..).unwrap_or_default();
-        injected + self.dequeue(running, &mut pool, rest)
+        injected + self.dequeue(running, rest)
     }
 }
 
@@ -659,8 +646,7 @@ impl TxQueue {
         let sent = unsafe {
             vring.gate.enter(|running| {
                 let counters = &self.stats.counters;
-                let sent =
-                    (running.burst)(&mut running.virtqueue, &mut TxRelease, packets, counters);
+                let sent = (running.burst)(&mut running.virtqueue, &TxRelease, packets, counters);
                 vring.publish_next(running.virtqueue.position());
                 sent
             })

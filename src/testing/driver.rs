@@ -41,6 +41,7 @@ pub struct FakeDriver {
     /// While the guest is migrated.
     log: Option<(FakeLog, LogRing)>,
     virtqueue: Option<Virtqueue>,
+    bursts: u64,
 }
 
 /// The driver's side of a ring.
@@ -111,6 +112,7 @@ impl FakeDriver {
             calls: None,
             log: None,
             virtqueue: None,
+            bursts: 0,
         }
     }
 
@@ -454,12 +456,23 @@ impl FakeDriver {
         self.base
     }
 
+    /// What the next burst may use of the CPU: everything, or what every CPU has, in turn.
+    fn simd_bits(&mut self) -> u16 {
+        self.bursts += 1;
+        if self.bursts.is_multiple_of(2) {
+            128
+        } else {
+            u16::MAX
+        }
+    }
+
     /// One burst of at most `count` packets, which the caller releases.
     pub fn dequeue_packets(&mut self, count: usize) -> Vec<FakePacket> {
         let mut packets = vec![FakePacket::default(); count];
-        let burst = select_dequeue::<FakePool>(self.virtqueue());
+        let simd_bits = self.simd_bits();
+        let burst = select_dequeue::<FakePool>(self.virtqueue(), simd_bits);
         let virtqueue = self.virtqueue.as_mut().unwrap();
-        let received = burst(virtqueue, &mut self.pool, &mut packets, &self.counters);
+        let received = burst(virtqueue, &self.pool, &mut packets, &self.counters);
         packets.truncate(received);
         packets
     }
@@ -477,9 +490,10 @@ impl FakeDriver {
 
     /// One burst of `packets`; how many were taken. The others are still the caller's.
     pub fn enqueue_packets(&mut self, packets: &[FakePacket]) -> usize {
-        let burst = select_enqueue::<FakePool>(self.virtqueue());
+        let simd_bits = self.simd_bits();
+        let burst = select_enqueue::<FakePool>(self.virtqueue(), simd_bits);
         let virtqueue = self.virtqueue.as_mut().unwrap();
-        burst(virtqueue, &mut self.pool, packets, &self.counters)
+        burst(virtqueue, &self.pool, packets, &self.counters)
     }
 
     /// One burst of `frames`, each a packet of one segment, or more when it is too long; how many

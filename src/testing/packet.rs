@@ -142,9 +142,9 @@ pub struct FakePool {
     chains: bool,
     rules: RxRules,
     /// Room of a large buffer, and how many are left.
-    large: (usize, usize),
-    live: usize,
-    free: Vec<NonNull<Segment>>,
+    large: Cell<(usize, usize)>,
+    live: Cell<usize>,
+    free: RefCell<Vec<NonNull<Segment>>>,
     all: RefCell<Vec<NonNull<Segment>>>,
 }
 
@@ -156,9 +156,9 @@ impl FakePool {
             limit: usize::MAX,
             chains: true,
             rules: RxRules::default(),
-            large: (0, 0),
-            live: 0,
-            free: Vec::new(),
+            large: Cell::default(),
+            live: Cell::default(),
+            free: RefCell::default(),
             all: RefCell::default(),
         }
     }
@@ -180,17 +180,18 @@ impl FakePool {
 
     /// From now on there are `count` large buffers with `room` bytes each.
     pub fn large(&mut self, room: usize, count: usize) {
-        self.large = (room, count);
+        self.large.set((room, count));
     }
 
     /// Segments that are not in the pool.
     pub fn live(&self) -> usize {
-        self.live
+        self.live.get()
     }
 
-    fn take(&mut self) -> FakePacket {
-        let segment = self.free.pop().unwrap_or_else(|| self.make());
-        self.live += 1;
+    fn take(&self) -> FakePacket {
+        let free = self.free.borrow_mut().pop();
+        let segment = free.unwrap_or_else(|| self.make());
+        self.live.update(|live| live + 1);
         // SAFETY: made by `make`, and freed only when the pool is dropped.
         let fresh = unsafe { segment.as_ref() };
         fresh.live.set(true);
@@ -244,7 +245,7 @@ impl FakePool {
 impl Release for FakePool {
     type Packet = FakePacket;
 
-    fn release(&mut self, packets: &[FakePacket]) {
+    fn release(&self, packets: &[FakePacket]) {
         for &packet in packets {
             let mut at = packet;
             while let Some(pointer) = at.0 {
@@ -260,12 +261,12 @@ impl Release for FakePool {
                 if data != segment.own {
                     // SAFETY: the segment has its own room again.
                     unsafe { data.free() };
-                    self.large.1 += 1;
+                    self.large.update(|(room, count)| (room, count + 1));
                 }
                 at = segment.next.get();
                 segment.live.set(false);
-                self.free.push(pointer);
-                self.live -= 1;
+                self.free.borrow_mut().push(pointer);
+                self.live.update(|live| live - 1);
             }
         }
     }
@@ -280,8 +281,8 @@ impl PacketPool for FakePool {
         self.chains
     }
 
-    fn allocate(&mut self, out: &mut [FakePacket]) -> bool {
-        if out.len() > self.limit.saturating_sub(self.live) {
+    fn allocate(&self, out: &mut [FakePacket]) -> bool {
+        if out.len() > self.limit.saturating_sub(self.live()) {
             return false;
         }
         out.fill_with(|| self.take());
@@ -296,16 +297,17 @@ impl PacketPool for FakePool {
     }
 
     fn longest_segment(&self) -> usize {
-        self.room.max(self.large.0)
+        self.room.max(self.large.get().0)
     }
 
     fn large<'p>(
-        &mut self,
+        &self,
         packet: &'p mut FakePacket,
         len: usize,
     ) -> Option<&'p mut [MaybeUninit<u8>]> {
-        let (room, count) = self.large;
-        self.large.1 = count.checked_sub(1).filter(|_| len <= room)?;
+        let (room, count) = self.large.get();
+        let left = count.checked_sub(1).filter(|_| len <= room)?;
+        self.large.set((room, left));
         let data = Room::new(room);
         packet.segment().data.set(data);
         // SAFETY: as for `space`.

@@ -130,8 +130,8 @@ impl Chain {
         self.len == 0
     }
 
-    /// Appends the buffers of the table that `outer` names; how many bytes they have. A table holds at most as many entries as the ring, `limit`, and no
-    /// further tables (2.7.5.3.1, 2.8.7).
+    /// Appends the buffers of the table that `outer` names; how many bytes they have. A table holds at
+    /// most as many entries as the ring, `limit`, and no further tables (2.7.5.3.1, 2.8.7).
     ///
     /// A split ring's table is followed by index like the ring's own; the entries of a packed ring's
     /// stand in order, all of them.
@@ -196,6 +196,7 @@ impl Chain {
     /// # Errors
     ///
     /// A byte of it is not there, or must be waited for.
+    #[inline]
     pub(super) fn push<'m>(
         &mut self,
         memory: &mut impl Translate<'m>,
@@ -205,26 +206,50 @@ impl Chain {
             addr, len, flags, ..
         } = descriptor;
         let writable = flags & VRING_DESC_F_WRITE != 0;
-        let mut at = addr;
-        let mut left = len;
-        if left == 0 {
-            // Even an empty buffer must not have an address from nowhere.
-            memory.piece(at, 0)?;
+        let piece = memory.piece(addr, len as usize)?;
+        if piece.len != len as usize {
+            return self.push_pieces(memory, descriptor);
         }
+        // Even an empty buffer must not have an address from nowhere; but it is none.
+        if len != 0 {
+            self.append(Segment {
+                addr: piece.gpa,
+                len,
+                writable,
+            })?;
+        }
+        Ok(len.into())
+    }
+
+    #[inline]
+    fn append(&mut self, segment: Segment) -> Result<(), Fault> {
+        let slot = self.segments.get_mut(self.len);
+        *slot.ok_or(Fault::Malformed)? = segment;
+        self.len += 1;
+        Ok(())
+    }
+
+    /// [`push`](Self::push) of a buffer that crosses regions.
+    #[cold]
+    fn push_pieces<'m>(
+        &mut self,
+        memory: &mut impl Translate<'m>,
+        descriptor: Descriptor,
+    ) -> Result<u64, Fault> {
+        let mut at = descriptor.addr;
+        let mut left = descriptor.len;
         while left > 0 {
             let Piece { gpa, len } = memory.piece(at, left as usize)?;
             let len = u32::try_from(len).map_err(|_| Fault::Malformed)?;
-            let slot = self.segments.get_mut(self.len);
-            *slot.ok_or(Fault::Malformed)? = Segment {
+            self.append(Segment {
                 addr: gpa,
                 len,
-                writable,
-            };
-            self.len += 1;
+                writable: descriptor.flags & VRING_DESC_F_WRITE != 0,
+            })?;
             left -= len;
             let next = at.0.checked_add(u64::from(len));
             at = Iova(next.ok_or(Fault::Malformed)?);
         }
-        Ok(u64::from(len))
+        Ok(descriptor.len.into())
     }
 }

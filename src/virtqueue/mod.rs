@@ -29,7 +29,7 @@ pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
 pub use shared_gate::SharedGate;
 pub use split::SplitRing;
 
-use crate::memory::{Access, AreaError, DirtyLog, Gpa, Lookaside, MemoryTable, Translate, Uva};
+use crate::memory::{Access, AreaError, DirtyLog, Gpa, Lookaside, MemoryTable, Uva};
 
 /// The descriptor continues in the one that `next` names (VIRTIO 1.2, 2.7.5).
 pub const VRING_DESC_F_NEXT: u16 = 1;

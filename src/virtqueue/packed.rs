@@ -223,6 +223,8 @@ impl Run for PackedRun<'_> {
 impl Ring for PackedRing {
     type Run<'r> = PackedRun<'r>;
 
+    const TELLS_ALL: bool = false;
+
     #[inline(always)]
     fn of(layout: &mut Layout) -> Option<&mut Self> {
         match layout {
@@ -273,10 +275,16 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn run(&self, most: u16) -> PackedRun<'_> {
+    fn ahead(&self, most: u16) -> u16 {
+        self.available(most)
+            .min(self.size.wrapping_sub(self.next_available.index()))
+    }
+
+    #[inline(always)]
+    fn run(&self, slots: u16) -> PackedRun<'_> {
         let at = self.next_available;
         PackedRun {
-            descriptors: self.descriptors.run(at.index(), self.available(most)),
+            descriptors: self.descriptors.run(at.index(), slots),
             available: at.available_bits(),
             used: at.used_bits(),
         }

@@ -72,6 +72,9 @@ pub trait Ring {
     where
         Self: 'r;
 
+    /// [`available`](Ring::available) tells how many chains there are, not only that there is one.
+    const TELLS_ALL: bool;
+
     /// The ring of this layout in `layout`.
     fn of(layout: &mut Layout) -> Option<&mut Self>;
 
@@ -94,9 +97,11 @@ pub trait Ring {
     /// of a packed ring is known to be available.
     fn available(&self, most: u16) -> u16;
 
-    /// The next slots that wait, `most` at most, and not past the end of a packed ring. Empty when
-    /// nothing waits.
-    fn run(&self, most: u16) -> Self::Run<'_>;
+    /// As [`available`](Ring::available), and not past the end of a packed ring.
+    fn ahead(&self, most: u16) -> u16;
+
+    /// The next `slots` slots, as many as [`ahead`](Ring::ahead) told, or fewer.
+    fn run(&self, slots: u16) -> Self::Run<'_>;
 
     /// Takes the first `slots` slots of the run that [`run`](Ring::run) gives, which were given back
     /// with [`Run::put_used`]. What was said there of the first one is said here again, for that one

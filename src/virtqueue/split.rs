@@ -172,6 +172,8 @@ impl Run for SplitRun<'_> {
 impl Ring for SplitRing {
     type Run<'r> = SplitRun<'r>;
 
+    const TELLS_ALL: bool = true;
+
     #[inline(always)]
     fn of(layout: &mut Layout) -> Option<&mut Self> {
         match layout {
@@ -213,12 +215,17 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn run(&self, most: u16) -> SplitRun<'_> {
+    fn ahead(&self, most: u16) -> u16 {
+        self.available(most)
+    }
+
+    #[inline(always)]
+    fn run(&self, slots: u16) -> SplitRun<'_> {
         SplitRun {
             ring: self,
             used: self.used.elements(),
             next_used: self.next_used,
-            slots: self.available(most),
+            slots,
         }
     }
 

@@ -6,7 +6,7 @@
     reason = "numbers of tests are small or wrap on purpose"
 )]
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -16,7 +16,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::datapath::DmaCounters;
 use crate::testing::dma::{Fault, Faults, Faulty, SimEngine};
-use crate::testing::{Buffer, FakeDriver, FakePacket, FakePool, Frame, Used};
+use crate::testing::{
+    BUFFERS, Buffer, FakeDriver, FakeLog, FakePacket, FakePool, Frame, LogRing, RINGS, Used,
+};
 use crate::virtio_net::{VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
 
 /// A driver, its virtqueue with engines, and what was sent.
@@ -31,7 +33,7 @@ struct Bench {
 
 impl Bench {
     fn new(mut driver: FakeDriver, channels: Vec<Arc<Channel>>) -> Self {
-        let queue = Offloaded::new(driver.start(), &channels, 1024);
+        let queue = Offloaded::new(driver.start(), &channels, 1024, 512);
         Self {
             driver,
             queue: Some(queue),
@@ -58,7 +60,7 @@ impl Bench {
     fn send_packets(&mut self, packets: &[FakePacket], frames: &[Frame]) -> usize {
         let Self { driver, queue, .. } = self;
         let queue = queue.as_mut().unwrap();
-        let taken = queue.send(&mut driver.pool, packets, &driver.counters);
+        let taken = queue.send(&driver.pool, packets, &driver.counters);
         driver.pool.release(&packets[taken..]);
         self.expected.extend(frames[..taken].iter().cloned());
         taken
@@ -79,13 +81,13 @@ impl Bench {
     fn reap(&mut self) -> usize {
         let Self { driver, queue, .. } = self;
         let queue = queue.as_mut().unwrap();
-        queue.reap(&mut driver.pool, usize::MAX, &driver.counters)
+        queue.reap(&driver.pool, usize::MAX, &driver.counters)
     }
 
     fn drain(&mut self) -> bool {
         let Self { driver, queue, .. } = self;
         let queue = queue.as_mut().unwrap();
-        queue.drain(&mut driver.pool, &driver.counters)
+        queue.drain(&driver.pool, &driver.counters)
     }
 
     /// The driver takes what it got: what was sent, whole, in order, once. How many frames.
@@ -330,7 +332,7 @@ fn no_more_is_released_than_was_asked_for() {
         let Bench { driver, queue, .. } = &mut bench;
         let queue = queue.as_mut().unwrap();
         let first = queue.first();
-        assert_eq!(queue.reap(&mut driver.pool, 3, &driver.counters), 3);
+        assert_eq!(queue.reap(&driver.pool, 3, &driver.counters), 3);
         assert_eq!(queue.first(), first + 3);
         assert_eq!(driver.pool.live(), 5);
         bench.settle();
@@ -345,7 +347,7 @@ fn the_driver_is_called_for_what_landed() {
     let queue = driver.start();
     let channels = vec![channel(SimEngine::new(256))];
     let mut bench = Bench {
-        queue: Some(Offloaded::new(queue, &channels, 1024)),
+        queue: Some(Offloaded::new(queue, &channels, 1024, 512)),
         driver,
         channels,
         expected: VecDeque::new(),
@@ -412,6 +414,7 @@ fn copies_that_never_end_are_the_cpus_after_the_deadline() {
             assert_eq!(bench.receive(), 8);
             bench.settle();
             assert_eq!(bench.dma(|c| &c.cpu_noroom), 8);
+            assert_eq!(bench.dma(|c| &c.cpu_small), 0);
         }
     }
 }
@@ -684,11 +687,49 @@ fn mappings_come_and_go_with_the_queue() {
     }
 }
 
+/// 14: whoever copies the pages of the log again and again ends with the guest's memory.
+#[test]
+fn a_migrated_image_is_equal_to_memory() {
+    for mut driver in drivers(64) {
+        let log = FakeLog::new(BUFFERS.end);
+        driver.set_log(Some((&log, LogRing::AsItLies)));
+        let ranges = [RINGS, BUFFERS.start..BUFFERS.start + 0x40_0000];
+        let (channel, faults) = faulty(SimEngine::new(256).per_poll(3).shuffled(4));
+        let mut bench = Bench::new(driver, vec![channel]);
+        bench.offer(32, 4096);
+        let before = bench.driver.memory.snapshot(&ranges);
+        let mut image = HashMap::new();
+        let mut copy = |bench: &Bench| {
+            for page in log.take() {
+                let bytes = bench.driver.memory.read(page * 4096, 4096);
+                image.insert(page, bytes);
+            }
+        };
+        faults.lock().unwrap().copies.push((5, Fault::Partial));
+        for count in [8, 1, 6] {
+            assert_eq!(bench.send(count, 3900), count);
+            copy(&bench);
+            bench.reap();
+            copy(&bench);
+        }
+        assert!(bench.drain());
+        copy(&bench);
+        let now = bench.driver.memory.snapshot(&ranges);
+        let changed = now.changed_since(&before);
+        assert!(changed.len() > 10);
+        for page in changed {
+            let bytes = bench.driver.memory.read(page * 4096, 4096);
+            assert!(image.get(&page) == Some(&bytes), "page {page:#x}");
+        }
+        bench.assert_all_arrived();
+    }
+}
+
 #[test]
 fn every_packet_is_the_engines_with_a_threshold_of_0() {
     for mut driver in drivers(64) {
         let channels = vec![channel(SimEngine::new(256))];
-        let queue = Offloaded::new(driver.start(), &channels, 0);
+        let queue = Offloaded::new(driver.start(), &channels, 0, 512);
         let mut bench = Bench {
             driver,
             queue: Some(queue),
