@@ -154,7 +154,9 @@ fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
     // overlap by themselves. More than three lines gain nothing.
     buffer.prefetch_for_write(0);
     buffer.prefetch_for_write(64);
-    buffer.prefetch_for_write(128);
+    if len > 128 {
+        buffer.prefetch_for_write(128);
+    }
     Some(Target { buffer, data, id })
 }
 

@@ -29,9 +29,10 @@ const MODULES: [&str; 8] = [
 pub(crate) const PARAMETERS: &str = "console=ttyS0 quiet panic=-1";
 
 /// Programs for the guest, and their sources.
-const PROGRAMS: [(&str, &str); 2] = [
+const PROGRAMS: [(&str, &str); 3] = [
     ("channels", include_str!("channels.c")),
     ("gso-marks", include_str!("gso_marks.c")),
+    ("held", include_str!("held.c")),
 ];
 
 /// The guest's first process. It serves commands from the second serial port, on which it says
