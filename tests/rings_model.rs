@@ -78,6 +78,7 @@ struct Kind {
     modern: bool,
     mergeable: bool,
     in_order: bool,
+    behind_iommu: bool,
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
@@ -85,15 +86,16 @@ fn kinds() -> impl Strategy<Value = Kind> {
         (0_u32..=7).prop_map(|shift| (false, 1 << shift)),
         (1_u16..130).prop_map(|size| (true, size)),
     ];
-    let features = (any::<bool>(), any::<bool>(), any::<bool>());
+    let features = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     (sizes, any::<u16>(), features).prop_map(
-        |((packed, size), start, (modern, mergeable, in_order))| Kind {
+        |((packed, size), start, (modern, mergeable, in_order, behind_iommu))| Kind {
             packed,
             size,
             start,
             modern,
             mergeable,
             in_order,
+            behind_iommu,
         },
     )
 }
@@ -104,6 +106,9 @@ fn driver(kind: Kind) -> FakeDriver {
         false => FakeDriver::split(kind.size),
     };
     let mut driver = driver.starting_at(kind.start).packet_room(1024);
+    if kind.behind_iommu {
+        driver = driver.behind_iommu();
+    }
     let features = [
         (kind.modern, VIRTIO_F_VERSION_1),
         (kind.mergeable, VIRTIO_NET_F_MRG_RXBUF),

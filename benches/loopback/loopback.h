@@ -17,7 +17,7 @@
 #define MAX_QUEUES 8
 #define MAX_CELLS 64
 
-enum mode { ONE_CORE, LOCK_STEP, FREE_RUNNING };
+enum mode { ONE_CORE, LOCK_STEP, FREE_RUNNING, INSTRUCTIONS };
 
 /* What happens to the UDP checksum. */
 enum checksum {
@@ -129,5 +129,7 @@ void batches_print(struct batches *batches, const struct cell *cell);
 void one_core(struct bench *bench);
 void lock_step(struct bench *bench);
 void free_running(struct bench *bench);
+void instructions_start(void);
+void instructions(struct bench *bench);
 
 #endif

@@ -3,14 +3,14 @@
  * usage: loopback NAME=VALUE...
  *
  *   plugin=PATH|stock   the driver; PATH is absolute
- *   mode=one-core|lock-step|free-running
+ *   mode=one-core|lock-step|free-running|instructions
  *   cells=SIZExBURST[xFLOW],...   size 0 is an empty poll; flows: forward, to-host, to-guest
  *   ring=256 packed=0 mergeable=1 in_order=0 vectorized=0 queues=1 checksum=plain|unused|passed|software
  *   ms=200              for each cell
  *   control=0 measure=1 the processors; only the bursts of the port run on `measure` in lock step
  *   block=N             core cycles of the block when the neighbour is quiet, as printed by other runs
  *
- * Prints a line for each cell: core cycles per packet, or millions of packets per second.
+ * Prints a line for each cell: core cycles or instructions per packet, or millions of packets per second.
  */
 #include "loopback.h"
 
@@ -37,6 +37,8 @@ void die(const char *format, ...)
 int main(int argc, char **argv)
 {
 	struct bench bench = { .options = parse_options(argc, argv) };
+	if (bench.options.mode == INSTRUCTIONS)
+		instructions_start();
 	socket_path = bench.options.socket;
 	start_eal(&bench.options);
 	if (bench.options.cell_count == 0)
@@ -51,6 +53,9 @@ int main(int argc, char **argv)
 		break;
 	case FREE_RUNNING:
 		free_running(&bench);
+		break;
+	case INSTRUCTIONS:
+		instructions(&bench);
 		break;
 	}
 	/* Ports are not closed: some versions of virtio-user free packets twice that are still under way. */

@@ -47,7 +47,7 @@ static void parse_cells(struct options *options, char *text)
 
 struct options parse_options(int argc, char **argv)
 {
-	static const char *const modes[] = { "one-core", "lock-step", "free-running" };
+	static const char *const modes[] = { "one-core", "lock-step", "free-running", "instructions" };
 	static const char *const checksums[] = { "plain", "unused", "passed", "software" };
 	static char path[64];
 	struct options options = { .ring = 256,
@@ -68,7 +68,7 @@ struct options parse_options(int argc, char **argv)
 		else if (strcmp(name, "socket") == 0)
 			options.socket = value;
 		else if (strcmp(name, "mode") == 0)
-			options.mode = one_of(value, modes, 3);
+			options.mode = one_of(value, modes, 4);
 		else if (strcmp(name, "checksum") == 0)
 			options.checksum = one_of(value, checksums, 4);
 		else if (strcmp(name, "ring") == 0)

@@ -24,7 +24,7 @@ struct Target<'m, 'p> {
 }
 
 /// What came of a packet in the general body.
-enum Outcome {
+pub(super) enum Outcome {
     /// It is in the driver's buffers.
     Sent,
     /// It must wait for more buffers.
@@ -154,7 +154,9 @@ fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
     // overlap by themselves. More than three lines gain nothing.
     buffer.prefetch_for_write(0);
     buffer.prefetch_for_write(64);
-    buffer.prefetch_for_write(128);
+    if len > 128 {
+        buffer.prefetch_for_write(128);
+    }
     Some(Target { buffer, data, id })
 }
 
@@ -185,9 +187,6 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
 }
 
 /// The general body: any packet, any chains, for a driver with these features.
-///
-/// A chain that is malformed goes back unused. When it stands behind chains that were put together
-/// for this packet, those go back unused with it, since chains are given back in order.
 #[inline(never)]
 fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
     ring: &mut R,
@@ -197,7 +196,7 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F:
     log: L::Log<'_>,
     counters: &QueueCounters,
 ) -> Outcome {
-    let mut available = ring.available(u16::MAX);
+    let available = ring.available(u16::MAX);
     if available == 0 {
         return Outcome::NoRoom;
     }
@@ -208,62 +207,13 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F:
     let header = header_len(F);
     let len = plan.as_ref().map_or(packet.len(), Plan::frame_len);
     let need = u64::from(len) + header as u64;
-    chain.clear();
-    let mut room = 0;
-    let mut slots = 0;
-    while room < need {
-        if chain.exhausted() && slots == 0 {
-            return Outcome::NoRoom;
-        }
-        if slots >= ring.size() {
-            // All that the ring can ever hold is here.
-            add(&counters.drop_oversize, 1);
-            return Outcome::Dropped;
-        }
-        if slots >= available {
-            return Outcome::NoRoom;
-        }
-        let before = chain.len();
-        let (walked, id, more) = match ring.walk(slots, chain, &mut cursor) {
-            Walk::Nothing => return Outcome::NoRoom,
-            Walk::Miss { .. } => {
-                after_a_miss(ring, chain, &mut cursor);
-                return Outcome::NoRoom;
-            }
-            Walk::Malformed { id, slots } => (None, id, slots),
-            Walk::Complete(walked) => {
-                let writable = |segment: &Segment| segment.writable;
-                let new = chain.segments().get(before..).unwrap_or_default();
-                // The first buffer of a packet holds the whole header (5.1.6.4).
-                let enough = walked.bytes >= if slots == 0 { header as u64 } else { 1 };
-                let usable = enough && new.iter().all(writable);
-                (usable.then_some(walked), walked.id, walked.slots)
-            }
-        };
-        let Some(Walked { id, bytes, .. }) = walked else {
-            add(&counters.drop_bad_desc, 1);
-            for reserved in chain.heads() {
-                ring.push_used(reserved.id, reserved.slots, 0);
-            }
-            ring.push_used(id, more, 0);
-            ring.take(slots + more);
-            available = available.saturating_sub(slots + more);
-            chain.clear();
-            (room, slots) = (0, 0);
-            continue;
-        };
-        chain.reserve(Reserved {
-            id,
-            slots: more,
-            bytes,
-        });
-        room += bytes;
-        slots += more;
-        if F & MERGEABLE == 0 && room < need {
-            add(&counters.drop_oversize, 1);
-            return Outcome::Dropped;
-        }
-    }
+    let spoilt = |ring: &mut R, chain: Reserved| ring.push_used(chain.id, chain.slots, 0);
+    let limits = (available, need);
+    let reserved = reserve::<R, _, F>(ring, chain, &mut cursor, limits, counters, spoilt);
+    let slots = match reserved {
+        Ok(slots) => slots,
+        Err(outcome) => return outcome,
+    };
 
     if let Some(plan) = &mut plan
         && !plan.complete(packet.segments())
@@ -300,8 +250,87 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F:
     Outcome::Sent
 }
 
+/// Puts chains with `need` bytes together in `chain`, out of `available` slots; how many slots they
+/// take. They are not taken yet.
+///
+/// A chain that is malformed goes back unused, by `spoilt`. When it stands behind chains that were
+/// put together for this packet, those go back unused with it, since chains are given back in order.
+#[inline(always)]
+pub(super) fn reserve<'m, R: Ring, A: Translate<'m>, const F: u32>(
+    ring: &mut R,
+    chain: &mut Chain,
+    cursor: &mut A,
+    (mut available, need): (u16, u64),
+    counters: &QueueCounters,
+    mut spoilt: impl FnMut(&mut R, Reserved),
+) -> Result<u16, Outcome> {
+    let header = header_len(F);
+    chain.clear();
+    let mut room = 0;
+    let mut slots = 0;
+    while room < need {
+        if chain.exhausted() && slots == 0 {
+            return Err(Outcome::NoRoom);
+        }
+        if slots >= ring.size() {
+            // All that the ring can ever hold is here.
+            add(&counters.drop_oversize, 1);
+            return Err(Outcome::Dropped);
+        }
+        if slots >= available {
+            return Err(Outcome::NoRoom);
+        }
+        let before = chain.len();
+        let (walked, id, more) = match ring.walk(slots, chain, cursor) {
+            Walk::Nothing => return Err(Outcome::NoRoom),
+            Walk::Miss { .. } => {
+                after_a_miss(ring, chain, cursor);
+                return Err(Outcome::NoRoom);
+            }
+            Walk::Malformed { id, slots } => (None, id, slots),
+            Walk::Complete(walked) => {
+                let writable = |segment: &Segment| segment.writable;
+                let new = chain.segments().get(before..).unwrap_or_default();
+                // The first buffer of a packet holds the whole header (5.1.6.4).
+                let enough = walked.bytes >= if slots == 0 { header as u64 } else { 1 };
+                let usable = enough && new.iter().all(writable);
+                (usable.then_some(walked), walked.id, walked.slots)
+            }
+        };
+        let Some(Walked { id, bytes, .. }) = walked else {
+            add(&counters.drop_bad_desc, 1);
+            for &reserved in chain.heads() {
+                spoilt(ring, reserved);
+            }
+            let broken = Reserved {
+                id,
+                slots: more,
+                bytes: 0,
+            };
+            spoilt(ring, broken);
+            ring.take(slots + more);
+            available = available.saturating_sub(slots + more);
+            chain.clear();
+            (room, slots) = (0, 0);
+            continue;
+        };
+        chain.reserve(Reserved {
+            id,
+            slots: more,
+            bytes,
+        });
+        room += bytes;
+        slots += more;
+        if F & MERGEABLE == 0 && room < need {
+            add(&counters.drop_oversize, 1);
+            return Err(Outcome::Dropped);
+        }
+    }
+    Ok(slots)
+}
+
 /// How to send a packet of which something is asked; an error is the end of it.
-fn plan<T: Packet>(
+pub(super) fn plan<T: Packet>(
     packet: &T,
     features: u64,
     counters: &QueueCounters,
@@ -324,15 +353,25 @@ fn plan<T: Packet>(
 }
 
 /// Writes on and on over the buffers of one or more chains.
-struct Scatter<'c, 'm, 'l, L: Logging> {
-    log: L::Log<'l>,
-    cursor: &'c mut Cursor<'m>,
-    segments: &'c [Segment],
-    left: Option<GuestRange<'m>>,
+pub(super) struct Scatter<'c, 'm, 'l, L: Logging> {
+    pub(super) log: L::Log<'l>,
+    pub(super) cursor: &'c mut Cursor<'m>,
+    pub(super) segments: &'c [Segment],
+    pub(super) left: Option<GuestRange<'m>>,
 }
 
 impl<'m, L: Logging> Scatter<'_, 'm, '_, L> {
-    fn write(&mut self, mut data: &[u8]) {
+    /// Takes the next `most` bytes, or fewer when a buffer ends; `None` when all are taken.
+    pub(super) fn take(&mut self, most: usize) -> Option<GuestRange<'m>> {
+        let range = match self.left.take().filter(|range| !range.is_empty()) {
+            Some(range) => range,
+            None => self.next()?,
+        };
+        self.left = Some(range.after(most));
+        Some(range.first(most))
+    }
+
+    pub(super) fn write(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let Some(range) = self
                 .left

@@ -36,6 +36,11 @@ impl Access {
         self.0
     }
 
+    /// What either allows.
+    fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether this allows all that `need` does.
     #[inline(always)]
     pub fn covers(self, need: Self) -> bool {
@@ -206,32 +211,42 @@ impl Entries {
         }
     }
 
+    /// What is told now counts; what was told of the addresses beside it still holds. Of one and the
+    /// same place both accesses are granted: only an invalidation takes one away.
     fn insert(&mut self, range: IovaRange, gpa: Gpa, access: Access) -> bool {
-        let new = Entry {
-            last: range.last,
-            gpa: gpa.0,
-            access,
-        };
+        let shift = gpa.0.wrapping_sub(range.first);
         let mut changed = false;
-        // What is told now counts; what was told of the addresses beside it still holds.
-        let mut beside = Vec::new();
+        let mut pieces = Vec::new();
+        // From the end, as the old ones come.
+        let mut rest = Some(range.last);
         while let Some((first, old)) = self.take(range) {
-            changed |= old.shift(first) != new.shift(range.first) || !access.covers(old.access);
-            if let Some(last) = range.first.checked_sub(1).filter(|&last| first <= last) {
-                beside.push((first, Entry { last, ..old }));
-            }
             if let Some(next) = range.last.checked_add(1).filter(|&next| next <= old.last) {
-                let gpa = next.wrapping_add(old.shift(first));
-                beside.push((next, Entry { gpa, ..old }));
+                pieces.push((next, old.last, old.shift(first), old.access));
             }
+            let same = old.shift(first) == shift;
+            changed |= !same;
+            if same && !access.covers(old.access) {
+                let (begin, end) = (first.max(range.first), old.last.min(range.last));
+                if let Some(last) = rest.filter(|&last| end < last) {
+                    pieces.push((end + 1, last, shift, access));
+                }
+                pieces.push((begin, end, shift, access.with(old.access)));
+                rest = begin.checked_sub(1);
+            }
+            if let Some(last) = range.first.checked_sub(1).filter(|&last| first <= last) {
+                pieces.push((first, last, old.shift(first), old.access));
+            }
+        }
+        if let Some(last) = rest.filter(|&last| range.first <= last) {
+            pieces.push((range.first, last, shift, access));
         }
         while self.sorted.len() >= self.limit {
             self.evict();
         }
-        for (first, entry) in beside {
-            self.sorted.insert(first, entry);
+        for (first, last, shift, access) in pieces {
+            let gpa = first.wrapping_add(shift);
+            self.sorted.insert(first, Entry { last, gpa, access });
         }
-        self.sorted.insert(range.first, new);
         changed
     }
 }
@@ -284,8 +299,8 @@ impl Iotlb {
         None
     }
 
-    /// Notes that `range` begins at `gpa`, for `access`; whether that differs from what was told of
-    /// an address before. Then nobody may go on with what is cached: see
+    /// Notes that `range` begins at `gpa`, for `access`; whether an address of it was said to be
+    /// somewhere else before. Then nobody may go on with what is cached: see
     /// [`Lookaside::forget`](super::Lookaside::forget).
     pub fn insert(&self, range: IovaRange, gpa: Gpa, access: Access) -> bool {
         self.entries().insert(range, gpa, access)

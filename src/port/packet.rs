@@ -72,6 +72,9 @@ fn flag_of(datagram: Datagram) -> u64 {
 #[repr(transparent)]
 pub struct Slot(*mut rte_mbuf);
 
+// SAFETY: a pointer. Whoever has a packet may use it in any thread (rte_mbuf.h).
+unsafe impl Send for Slot {}
+
 impl Slot {
     /// The mbuf in this place.
     #[inline(always)]

@@ -330,8 +330,13 @@ impl VringSetup {
         let Ok(config) = self.config(features) else {
             return Vec::new();
         };
-        let areas = iovas(config.areas).into_iter().zip(config.needs());
+        let needs = config.needs();
+        let areas = iovas(config.areas).into_iter().zip(needs);
+        // What is logged of the used ring has an address of its own.
+        let [.., used] = needs;
+        let log = self.used_log.map(|at| (Iova(at.0), used));
         areas
+            .chain(log)
             .filter_map(|(at, (len, _))| IovaRange::new(at, len))
             .collect()
     }

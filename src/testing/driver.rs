@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::iommu::FakeIommu;
 use super::packed::PackedSide;
 use super::split::SplitSide;
 use super::{BUFFERS, Buffer, FakeLog, FakeMemory, FakePacket, FakePool, Frame, LogRing, Used};
 use crate::datapath::{QueueCounters, Release, select_dequeue, select_enqueue};
-use crate::memory::Gpa;
+use crate::memory::{Access, Gpa, Miss};
 use crate::virtio_net::{
     VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
@@ -41,6 +42,7 @@ pub struct FakeDriver {
     /// While the guest is migrated.
     log: Option<(FakeLog, LogRing)>,
     virtqueue: Option<Virtqueue>,
+    iommu: Option<FakeIommu>,
     bursts: u64,
 }
 
@@ -112,6 +114,7 @@ impl FakeDriver {
             calls: None,
             log: None,
             virtqueue: None,
+            iommu: None,
             bursts: 0,
         }
     }
@@ -132,6 +135,19 @@ impl FakeDriver {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         self.calls = Some(eventfd(0, flags).unwrap().into());
         self
+    }
+
+    /// Is behind an IOMMU that knows nothing at first, and forgets again. Bursts are made until they
+    /// ask for nothing more.
+    #[must_use]
+    pub fn behind_iommu(mut self) -> Self {
+        self.iommu = Some(FakeIommu::new());
+        self
+    }
+
+    /// What was asked of the IOMMU.
+    pub fn asked(&self) -> &[Miss] {
+        self.iommu.as_ref().map_or(&[], |iommu| &iommu.asked)
     }
 
     /// Has used the ring before, up to `index`. For a packed ring that is a position, with the wrap
@@ -436,6 +452,18 @@ impl FakeDriver {
         })
     }
 
+    /// A virtqueue of its own for the caller, who gives it back to [`stop_at`](Self::stop_at).
+    pub fn start(&mut self) -> Virtqueue {
+        self.virtqueue();
+        self.virtqueue.take().unwrap()
+    }
+
+    /// Ends a virtqueue that the caller had; the next one starts where it ended.
+    pub fn stop_at(&mut self, virtqueue: Virtqueue) -> u16 {
+        self.virtqueue = Some(virtqueue);
+        self.stop()
+    }
+
     /// Ends the virtqueue; the next burst starts another where it ended.
     pub fn stop(&mut self) -> u16 {
         if let Some(virtqueue) = self.virtqueue.take() {
@@ -457,10 +485,18 @@ impl FakeDriver {
     /// One burst of at most `count` packets, which the caller releases.
     pub fn dequeue_packets(&mut self, count: usize) -> Vec<FakePacket> {
         let mut packets = vec![FakePacket::default(); count];
-        let simd_bits = self.simd_bits();
-        let burst = select_dequeue::<FakePool>(self.virtqueue(), simd_bits);
-        let virtqueue = self.virtqueue.as_mut().unwrap();
-        let received = burst(virtqueue, &self.pool, &mut packets, &self.counters);
+        let mut received = 0;
+        loop {
+            self.before_a_burst(Access::READ);
+            let simd_bits = self.simd_bits();
+            let virtqueue = self.virtqueue.as_mut().unwrap();
+            let burst = select_dequeue::<FakePool>(virtqueue, simd_bits);
+            let rest = &mut packets[received..];
+            received += burst(virtqueue, &self.pool, rest, &self.counters);
+            if !self.answered() {
+                break;
+            }
+        }
         packets.truncate(received);
         packets
     }
@@ -478,10 +514,31 @@ impl FakeDriver {
 
     /// One burst of `packets`; how many were taken. The others are still the caller's.
     pub fn enqueue_packets(&mut self, packets: &[FakePacket]) -> usize {
-        let simd_bits = self.simd_bits();
-        let burst = select_enqueue::<FakePool>(self.virtqueue(), simd_bits);
-        let virtqueue = self.virtqueue.as_mut().unwrap();
-        burst(virtqueue, &self.pool, packets, &self.counters)
+        let mut taken = 0;
+        loop {
+            self.before_a_burst(Access::WRITE);
+            let simd_bits = self.simd_bits();
+            let virtqueue = self.virtqueue.as_mut().unwrap();
+            let burst = select_enqueue::<FakePool>(virtqueue, simd_bits);
+            let rest = &packets[taken..];
+            taken += burst(virtqueue, &self.pool, rest, &self.counters);
+            if !self.answered() {
+                return taken;
+            }
+        }
+    }
+
+    fn before_a_burst(&mut self, need: Access) {
+        self.virtqueue();
+        if let Some(iommu) = &mut self.iommu {
+            iommu.before_a_burst(self.virtqueue.as_mut().unwrap(), need);
+        }
+    }
+
+    /// Whether the burst asked for something, which is known now.
+    fn answered(&mut self) -> bool {
+        let iommu = self.iommu.as_mut();
+        iommu.is_some_and(|iommu| iommu.answer(self.virtqueue.as_ref().unwrap()))
     }
 
     /// One burst of `frames`, each a packet of one segment, or more when it is too long; how many

@@ -9,6 +9,7 @@
 mod buffer;
 pub mod dma;
 mod driver;
+mod iommu;
 mod log;
 mod memory;
 mod packed;

@@ -11,6 +11,7 @@ mod gate;
 mod notify;
 mod packed;
 mod ring;
+mod shared_gate;
 mod split;
 
 use std::fs::File;
@@ -25,6 +26,7 @@ pub use gate::{Allow, Barrier, Gate, Membarrier};
 pub use notify::{Notified, Notifier};
 pub use packed::PackedRing;
 pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
+pub use shared_gate::SharedGate;
 pub use split::SplitRing;
 
 use crate::memory::{Access, AreaError, DirtyLog, Gpa, Lookaside, MemoryTable, Uva};
@@ -159,6 +161,14 @@ impl Virtqueue {
     /// The features that the driver acked.
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        match &self.ring {
+            Layout::Split(ring) => ring.size(),
+            Layout::Packed(ring) => ring.size(),
+        }
     }
 
     /// Asks for what the chains that wait need, if the device is behind an IOMMU.

@@ -14,6 +14,7 @@ mod driver;
 mod echo;
 mod guest;
 mod lab;
+pub(crate) mod migration;
 mod namespace;
 mod output;
 mod pair;

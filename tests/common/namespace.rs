@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::thread;
 
@@ -64,6 +64,21 @@ impl Namespace {
     /// A socket for datagrams inside; port 0 stands for any.
     pub(crate) fn datagrams(&self, port: u16) -> Outcome<UdpSocket> {
         self.inside(move || UdpSocket::bind(("0.0.0.0", port)))
+    }
+
+    /// A socket that sees all frames of all interfaces inside.
+    pub(crate) fn frames(&self) -> Outcome<File> {
+        self.inside(|| {
+            let all = i32::from(u16::try_from(libc::ETH_P_ALL).unwrap_or(3).to_be());
+            // SAFETY: makes a socket; plain integers.
+            let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, all) };
+            if socket < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: a descriptor that was just made, and has no other owner.
+            let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+            Ok(File::from(socket))
+        })
     }
 
     /// A socket stays in the namespace of the thread that made it.

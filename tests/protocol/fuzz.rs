@@ -10,8 +10,13 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::Place;
+use crate::port::Port;
 use crate::raw::*;
+use rte_net_vhost::session::SessionConfig;
 use rte_net_vhost::session::features::*;
+
+/// With an IOMMU; a number, for the strategy's sake.
+const OFFERED: u64 = 0xf_7866_ffcb;
 
 #[derive(Clone, Debug)]
 struct Said {
@@ -30,9 +35,9 @@ fn sensible() -> impl Strategy<Value = Said> {
         body,
         files,
     };
-    (0..17_u32, index, any::<bool>()).prop_map(move |(which, index, flag)| match which {
+    (0..20_u32, index, any::<bool>()).prop_map(move |(which, index, flag)| match which {
         0 => {
-            let features = if flag { offered() } else { VIRTIO_F_VERSION_1 };
+            let features = if flag { OFFERED } else { VIRTIO_F_VERSION_1 };
             said(SET_FEATURES, u64s(&[features]), vec![])
         }
         1 => said(SET_PROTOCOL_FEATURES, u64s(&[0x8100]), vec![]),
@@ -53,6 +58,16 @@ fn sensible() -> impl Strategy<Value = Said> {
         13 => said(POSTCOPY_LISTEN, vec![], vec![]),
         14 => said(POSTCOPY_END, vec![], vec![]),
         15 => said(SET_MEM_TABLE, u64s(&[0]), vec![]),
+        16 => said(SET_FEATURES, u64s(&[OFFERED & !(1 << 34)]), vec![]),
+        17 | 18 => {
+            // An update that makes all rings work, or an invalidation of a page of them.
+            let (size, kind) = if flag { (0x11000, 2) } else { (0x1000, 3) };
+            let page = UVA + u64::from(index) * 0x1000;
+            let at = if flag { UVA } else { page };
+            let mut body = u64s(&[at, size, at]);
+            body.extend([3, kind, 0, 0, 0, 0, 0, 0]);
+            said(IOTLB_MSG, body, vec![])
+        }
         _ => {
             let mut body = u64s(&[0]);
             body.extend(u64s(&[0x20000, 0x1000, UVA + 0x20000, 0]));
@@ -80,7 +95,11 @@ fn sequence() -> impl Strategy<Value = Vec<Said>> {
 #[test]
 fn any_sequence_of_messages_is_survived() {
     let place = Place::new();
-    let (endpoint, port) = place.serve();
+    let config = SessionConfig {
+        features: OFFERED,
+        ..place.config()
+    };
+    let (endpoint, port) = place.serve_with(config, Port::default());
     let memory = memory(0x11000);
     // All here, so that nobody waits for a page.
     memory.write_all_at(&[0; 0x11000], 0).unwrap();
@@ -138,7 +157,7 @@ fn any_sequence_of_messages_is_survived() {
         Ok(())
     });
     run.unwrap();
-    assert_eq!(Raw::connect(&place.path()).get(GET_FEATURES), offered());
+    assert_eq!(Raw::connect(&place.path()).get(GET_FEATURES), OFFERED);
     drop(endpoint);
     drop::<(_, OwnedFd)>((memory, call));
     place.no_file_left();

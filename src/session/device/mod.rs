@@ -450,7 +450,7 @@ impl Device {
     /// The connection is over: gives everything up.
     pub(super) fn disconnect(&mut self) {
         // First of all: an lcore may be waiting for a page in a burst.
-        self.postcopy = None;
+        self.forget_postcopy();
         self.link_down();
         for index in self.indices(|_| true) {
             self.pause(index);

@@ -67,7 +67,7 @@ impl Device {
     }
 
     pub(in crate::session) fn forget_all(&mut self) {
-        self.postcopy = None;
+        self.forget_postcopy();
         self.link_down();
         for index in self.indices(|_| true) {
             self.pause(index);

@@ -13,6 +13,8 @@ pub(super) enum Mode {
     LockStep,
     /// Packets per second.
     FreeRunning,
+    /// Instructions, stepped through one by one.
+    Instructions,
 }
 
 /// What happens to UDP checksums.
@@ -75,6 +77,7 @@ impl Mode {
             Self::OneCore => "one-core",
             Self::LockStep => "lock-step",
             Self::FreeRunning => "free-running",
+            Self::Instructions => "instructions",
         }
     }
 }

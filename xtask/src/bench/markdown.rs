@@ -29,13 +29,14 @@ const ROWS: [(u32, u32, Checksum, &str); 10] = [
 /// The tables of the cells that a reader looks for: one queue of 256, mergeable buffers.
 pub(super) fn tables(context: &Context, comparisons: &[(&Key, Comparison)]) -> String {
     let mut text = format!("{}\n", context.machine);
-    for (mode, title) in [
-        (Mode::OneCore, "One core, warm caches"),
-        (Mode::LockStep, "Two cores in lock step"),
+    for (mode, title, unit) in [
+        (Mode::OneCore, "One core, warm caches", "Core cycles"),
+        (Mode::LockStep, "Two cores in lock step", "Core cycles"),
+        (Mode::Instructions, "Instructions", "Instructions"),
     ] {
         let _ = write!(
             text,
-            "\n### {title}\n\nCore cycles per packet, {} → {} (ratio).\n\n\
+            "\n### {title}\n\n{unit} per packet, {} → {} (ratio).\n\n\
              | | split rx | split tx | packed rx | packed tx |\n|---|---|---|---|---|\n",
             context.base, context.ours
         );

@@ -36,6 +36,9 @@ pub(super) fn matrix(level: Level) -> Vec<Group> {
             groups.extend(grouped(&setup, &[Cell::new(64, 32), Cell::new(1518, 32)]));
         }
     }
+    if level != Level::Quick {
+        groups.extend(instructions());
+    }
     for setup in free_running() {
         groups.extend(grouped(&setup, &flows(&setup, level)));
     }
@@ -88,6 +91,25 @@ fn offloads(mode: Mode, level: Level) -> Vec<Setup> {
         }
     }
     setups
+}
+
+/// Few: each instruction takes microseconds.
+fn instructions() -> Vec<Group> {
+    let mut groups = Vec::new();
+    for packed in LAYOUTS {
+        let plain = Setup::plain(Mode::Instructions, packed);
+        let mut cells = vec![Cell::new(64, 1), Cell::new(64, 4)];
+        cells.extend([64, 512, 1518, 0].map(|size| Cell::new(size, 32)));
+        groups.extend(grouped(&plain, &cells));
+        for checksum in [Checksum::Passed, Checksum::Software] {
+            let setup = Setup {
+                checksum,
+                ..plain.clone()
+            };
+            groups.extend(grouped(&setup, &[Cell::new(64, 32), Cell::new(1518, 32)]));
+        }
+    }
+    groups
 }
 
 /// The last one is the frontend's fastest.

@@ -20,10 +20,11 @@ pub(super) enum Part {
 }
 
 impl Part {
-    const ALL: [(&'static str, Self); 5] = [
+    const ALL: [(&'static str, Self); 6] = [
         ("one-core", Self::Cells(Mode::OneCore)),
         ("lock-step", Self::Cells(Mode::LockStep)),
         ("free-running", Self::Cells(Mode::FreeRunning)),
+        ("instructions", Self::Cells(Mode::Instructions)),
         ("idle", Self::Idle),
         ("testpmd", Self::Testpmd),
     ];

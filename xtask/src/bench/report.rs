@@ -8,19 +8,18 @@ use super::results::{Comparison, Direction, Key};
 use super::statistics::{Summary, geometric_mean};
 use super::targets::{FLOOR, counts_for_mean, mean_target, target};
 
+const HELP: &str = "\
+One core and lock step: core cycles per packet; instructions:
+those per packet; free running: millions of packets per second. In brackets the median of the runs
+and half their spread. `-`: below its target, `!`: below 1.0, `~`: never a quiet moment; (near),
+(far), (shared): where the peer's processor was.";
+
 /// The cells, the summary by target, and the means.
 pub(super) fn print(context: &Context, comparisons: &[(&Key, Comparison)]) {
     println!(
-        "\n{} rounds, {} ms a cell. One core and lock step: core cycles per packet; free running:",
+        "\n{} rounds, {} ms a cell. {HELP}",
         context.rounds, context.ms
     );
-    println!(
-        "free running: millions of packets per second. In brackets the median of the runs and"
-    );
-    println!(
-        "its spread from the lowest run to the highest. `-`: below its target, `!`: below 1.0,"
-    );
-    println!("`~`: never a quiet moment; (far), (shared): where the peer's processor was.");
     let mut last: Option<&Setup> = None;
     for (key, comparison) in comparisons {
         if last != Some(&key.setup) {
@@ -54,8 +53,8 @@ fn line(key: &Key, comparison: &Comparison) -> String {
         if comparison.noisy { "~" } else { " " },
         target.ratio,
         match key.setup.mode {
-            Mode::OneCore => String::new(),
-            _ => format!(" ({})", comparison.place.name()),
+            Mode::OneCore | Mode::Instructions => String::new(),
+            Mode::LockStep | Mode::FreeRunning => format!(" ({})", comparison.place.name()),
         }
     )
 }

@@ -211,7 +211,7 @@ fn summarize(mode: Mode, samples: &[Sample]) -> Option<Summary> {
     let lows: Vec<f64> = samples.iter().map(|sample| sample.low).collect();
     let medians: Vec<f64> = samples.iter().map(|sample| sample.median).collect();
     let value = match mode {
-        Mode::OneCore => quantile(&lows, 0, 1),
+        Mode::OneCore | Mode::Instructions => quantile(&lows, 0, 1),
         Mode::LockStep => quantile(&medians, 1, 4),
         Mode::FreeRunning => median(&medians),
     };
@@ -250,6 +250,9 @@ impl Results {
 
     /// Does a cell of this set-up want more runs?
     pub(super) fn is_thin(&self, setup: &Setup, cells: &[Cell]) -> bool {
+        if setup.mode == Mode::Instructions {
+            return false;
+        }
         let runs = self.runs.iter();
         runs.filter(|(key, _)| key.setup == *setup && cells.contains(&key.cell))
             .any(|(_, runs)| {

@@ -22,11 +22,13 @@ pub(super) fn target(setup: &Setup, cell: &Cell, direction: Direction) -> Target
         ratio: match setup.mode {
             Mode::OneCore => one_core,
             Mode::LockStep => lock_step,
-            Mode::FreeRunning => FLOOR,
+            Mode::FreeRunning | Mode::Instructions => FLOOR,
         },
     };
-    if setup.mode == Mode::FreeRunning {
-        return target("free running", FLOOR, FLOOR);
+    match setup.mode {
+        Mode::FreeRunning => return target("free running", FLOOR, FLOOR),
+        Mode::Instructions => return target("instructions", FLOOR, FLOOR),
+        Mode::OneCore | Mode::LockStep => {}
     }
     let (software, rx) = (
         setup.checksum == Checksum::Software,
@@ -56,13 +58,13 @@ pub(super) fn mean_target(mode: Mode) -> Option<f64> {
     match mode {
         Mode::OneCore => Some(2.0),
         Mode::LockStep => Some(1.6),
-        Mode::FreeRunning => None,
+        Mode::FreeRunning | Mode::Instructions => None,
     }
 }
 
 /// 64 to 1518 bytes, bursts of 4 to 64, no offloads.
 pub(super) fn counts_for_mean(setup: &Setup, cell: &Cell) -> bool {
-    setup.mode != Mode::FreeRunning
+    mean_target(setup.mode).is_some()
         && setup.checksum == Checksum::Plain
         && (64..=1518).contains(&cell.size)
         && (4..=64).contains(&cell.burst)
