@@ -43,7 +43,13 @@ fn forward(back: &mut Testpmd, front: &mut Testpmd) -> Outcome {
     back.run("start tx_first 4").map(|_| ())
 }
 
-fn copies_flow(name: &str, devargs: &'static str, queues: u16, before: bool, front: &str) -> Outcome {
+fn copies_flow(
+    name: &str,
+    devargs: &'static str,
+    queues: u16,
+    before: bool,
+    front: &str,
+) -> Outcome {
     let Some(driver) = ours_only(name)? else {
         return Ok(());
     };
