@@ -174,8 +174,11 @@ impl<P: Release> Offloaded<P> {
     }
 
     /// The virtqueue, without engines. What was under way should be [drained](Self::drain) before:
-    /// what is left is never released, and its memory stays mapped.
-    pub fn into_virtqueue(self) -> Virtqueue {
+    /// what is left is never released, its memory stays mapped, and the virtqueue tells so.
+    pub fn into_virtqueue(mut self) -> Virtqueue {
+        if !self.is_empty() {
+            self.virtqueue.hold();
+        }
         self.virtqueue
     }
 }

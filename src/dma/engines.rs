@@ -104,7 +104,8 @@ impl Engines {
                 return Drained::InTime;
             }
             let waited = began.elapsed();
-            if waited >= PATIENCE {
+            // What a dead engine has not given back it never will.
+            if waited >= PATIENCE || self.are_dead() {
                 break;
             }
             if waited >= PATIENCE / 2 && !std::mem::replace(&mut nudged, true) {
