@@ -4,9 +4,17 @@
 //! doorbell), and reports later, in any order, what became of each ([`Engine::poll`]). It knows
 //! nothing of queues, packets or guests: a [`Tag`] comes back with each report.
 
+pub mod channel;
+#[cfg(feature = "dpdk")]
+pub mod dmadev;
+mod engines;
+pub mod flight;
 pub mod idxd;
 pub mod ioat;
+pub mod software;
 pub mod vfio;
+
+pub use engines::{Drained, Engines};
 
 use std::io;
 
@@ -25,13 +33,14 @@ pub struct Transfer {
     pub len: u32,
 }
 
-/// Whose copy it is. The engine only hands it back.
+/// Which copy it is. The engine only hands it back; the [`Channel`](channel::Channel) that gave it
+/// out believes each one once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
-    /// The queue's slot ring, by its number in the process.
-    pub flight: u32,
-    /// The slot in it.
-    pub slot: u16,
+    /// Tells this copy from an earlier one in the same place.
+    pub serial: u32,
+    /// Where the channel notes it.
+    pub place: u16,
 }
 
 /// What became of a copy.
@@ -51,7 +60,8 @@ pub enum Health {
     /// It stopped behind a failed copy. [`Engine::recover`] may help; until then the copies that
     /// it has not reported wait.
     Halted,
-    /// It is gone or makes no sense any more. Only [`Engine::halt`] is called after this.
+    /// It is gone or makes no sense any more. Only [`Engine::halt`] and [`Engine::unmap`] are called
+    /// after this.
     Dead,
 }
 
