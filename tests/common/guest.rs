@@ -241,6 +241,8 @@ pub(crate) enum Iommu {
     Absent,
     /// An IOMMU, for which each buffer gets an address of its own, for as long as it is in use.
     Strict,
+    /// The same, but addresses are given up many at a time.
+    Lazy,
     /// An IOMMU that leaves addresses as they are.
     PassThrough,
 }
@@ -276,11 +278,12 @@ pub(crate) struct Guest {
 
 /// What the guest's kernel is told of its IOMMU.
 fn iommu_parameters(nics: &[Nic]) -> &'static str {
-    let behind = |iommu| nics.iter().any(|nic| nic.machine.iommu == iommu);
-    match (behind(Iommu::Strict), behind(Iommu::PassThrough)) {
-        (true, _) => " intel_iommu=on iommu.passthrough=0 iommu.strict=1",
-        (_, true) => " intel_iommu=on iommu=pt",
-        _ => "",
+    // One for the whole machine.
+    match nics.first().map(|nic| nic.machine.iommu) {
+        Some(Iommu::Strict) => " intel_iommu=on iommu.passthrough=0 iommu.strict=1",
+        Some(Iommu::Lazy) => " intel_iommu=on iommu.passthrough=0 iommu.strict=0",
+        Some(Iommu::PassThrough) => " intel_iommu=on iommu=pt",
+        Some(Iommu::Absent) | None => "",
     }
 }
 
