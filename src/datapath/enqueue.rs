@@ -450,6 +450,7 @@ impl<'m, L: Logging> Scatter<'_, 'm, '_, L> {
         }
     }
 
+    #[inline(always)]
     fn next(&mut self) -> Option<GuestRange<'m>> {
         let (first, rest) = self.segments.split_first()?;
         self.segments = rest;

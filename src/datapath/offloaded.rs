@@ -118,7 +118,7 @@ impl<P: Release> Offloaded<P> {
             let dma = &counters.dma;
             let reason = if way.engines.are_dead() {
                 Some(&dma.cpu_noroom)
-            } else if !worthwhile(packets, way.engines.threshold()) {
+            } else if !way.engines.are_eager() && !worthwhile(packets, way.engines.threshold()) {
                 Some(&dma.cpu_small)
             } else {
                 None

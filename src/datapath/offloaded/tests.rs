@@ -738,8 +738,8 @@ fn every_packet_is_the_engines_with_a_threshold_of_0() {
             seed: 0,
         };
         bench.offer(8, 2048);
-        assert_eq!(bench.send(4, 60), 4);
-        assert_eq!(bench.dma(|c| &c.copies), 4);
+        assert_eq!(bench.send(1, 60), 1);
+        assert_eq!(bench.dma(|c| &c.copies), 1);
         bench.settle();
     }
 }
