@@ -15,6 +15,10 @@
     )
 )]
 
+mod dma;
+
+pub use dma::{Backend, DmaConfig, EngineName, QueueEngines, pci, work_queue};
+
 /// Most queue pairs that the vhost-user protocol side can have.
 pub const MAX_QUEUES: u16 = 128;
 
@@ -25,7 +29,7 @@ const MAX_IFACE: usize = 107;
 const VDUSE: &str = "/dev/vduse/";
 
 /// Every key, in the order of `PMD_INFO_STRING`; `legacy-ol-flags` is accepted but not listed there.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 14] = [
     "iface",
     "queues",
     "client",
@@ -36,7 +40,14 @@ const KEYS: [&str; 10] = [
     "ext-buffer",
     "legacy-ol-flags",
     "ptypes",
+    "dmas",
+    "dmathr",
+    "dma-ring-size",
+    RING_SIZE_ALIAS,
 ];
+
+/// Another spelling of `dma-ring-size`, which was the first.
+const RING_SIZE_ALIAS: &str = "dma_ring_size";
 
 /// What a port was asked to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +72,8 @@ pub struct PortConfig {
     pub legacy_ol_flags: bool,
     /// Tell the packet type of every received frame.
     pub ptypes: bool,
+    /// Copy engines of queues; `None` when there are none.
+    pub dma: Option<DmaConfig>,
 }
 
 /// Why a text is no [`PortConfig`].
@@ -97,6 +110,20 @@ pub enum DevargsError {
         value: String,
         /// What would have been right.
         allowed: &'static str,
+    },
+    /// An entry of `dmas` that is not as it should be.
+    #[error("dmas: {entry}: {problem}")]
+    Engine {
+        /// As given.
+        entry: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A list that begins with a bracket does not end with one.
+    #[error("{text}: the bracket is not closed")]
+    OpenBracket {
+        /// From the key on.
+        text: String,
     },
     /// The one key that must be there is not.
     #[error("iface=<path of the socket> is missing")]
@@ -137,7 +164,7 @@ impl PortConfig {
     pub fn parse(args: &str) -> Result<Self, DevargsError> {
         let mut given = Given::default();
         // As rte_kvargs: empty pieces do not count, and `=` may be part of a value.
-        for piece in args.split(',').filter(|piece| !piece.is_empty()) {
+        for piece in pieces(args)? {
             let (key, value) = match piece.split_once('=') {
                 Some((key, value)) => (known(key)?, value),
                 None => return Err(DevargsError::NoValue { key: known(piece)? }),
@@ -150,9 +177,10 @@ impl PortConfig {
         let strict_switch = |key| -> Result<bool, DevargsError> {
             Ok(given.number(key, &STRICT_SWITCH)? == Some(1))
         };
+        let queues = given.number("queues", &QUEUES)?.unwrap_or(1);
         Ok(Self {
             iface: given.iface()?,
-            queues: given.number("queues", &QUEUES)?.unwrap_or(1),
+            queues,
             client: switch("client")?,
             iommu_support: switch("iommu-support")?,
             postcopy_support: switch("postcopy-support")?,
@@ -161,17 +189,49 @@ impl PortConfig {
             ext_buffer: strict_switch("ext-buffer")?,
             legacy_ol_flags: switch("legacy-ol-flags")?,
             ptypes: switch("ptypes")?,
+            dma: given.dma(queues)?,
         })
     }
 }
 
-/// The pairs that were given, each key once.
+/// The pieces between commas, but for those in brackets, and without the empty ones. As rte_kvargs,
+/// where brackets count wherever they stand.
+fn pieces(args: &str) -> Result<Vec<&str>, DevargsError> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    let mut depth = 0_u32;
+    for (at, c) in args.char_indices() {
+        match c {
+            '[' => depth = depth.saturating_add(1),
+            ']' => depth = depth.saturating_sub(1),
+            ',' if depth == 0 => {
+                pieces.push(args.get(start..at).unwrap_or_default());
+                start = at.saturating_add(1);
+            }
+            _ => {}
+        }
+    }
+    let last = args.get(start..).unwrap_or_default();
+    if depth != 0 {
+        return Err(DevargsError::OpenBracket { text: last.into() });
+    }
+    pieces.push(last);
+    pieces.retain(|piece| !piece.is_empty());
+    Ok(pieces)
+}
+
+/// The pairs that were given, each key once but for `dmas`.
 #[derive(Default)]
 struct Given<'t>(Vec<(&'static str, &'t str)>);
 
 impl<'t> Given<'t> {
     fn put(&mut self, key: &'static str, value: &'t str) -> Result<(), DevargsError> {
-        if self.get(key).is_some() {
+        let other = match key {
+            "dma-ring-size" => RING_SIZE_ALIAS,
+            RING_SIZE_ALIAS => "dma-ring-size",
+            key => key,
+        };
+        if key != "dmas" && (self.get(key).is_some() || self.get(other).is_some()) {
             return Err(DevargsError::Twice {
                 key,
                 value: value.into(),
@@ -207,6 +267,15 @@ impl<'t> Given<'t> {
             return refuse("VDUSE devices are not supported, the path of a socket is expected");
         }
         Ok(value.into())
+    }
+
+    fn dma(&self, queues: u16) -> Result<Option<DmaConfig>, DevargsError> {
+        let lists = self.0.iter().filter(|(key, _)| *key == "dmas");
+        let lists: Vec<_> = lists.map(|(_, value)| *value).collect();
+        let ring_size = ["dma-ring-size", RING_SIZE_ALIAS]
+            .into_iter()
+            .find_map(|key| Some((key, self.get(key)?)));
+        dma::parse(&lists, self.get("dmathr"), ring_size, queues)
     }
 
     fn number(&self, key: &'static str, range: &Range) -> Result<Option<u16>, DevargsError> {
@@ -309,6 +378,7 @@ mod tests {
             ext_buffer: false,
             legacy_ol_flags: false,
             ptypes: false,
+            dma: None,
         };
         assert_eq!(config, expected);
     }
@@ -331,6 +401,7 @@ mod tests {
             ext_buffer: true,
             legacy_ol_flags: true,
             ptypes: true,
+            dma: None,
         };
         assert_eq!(config, expected);
     }
@@ -391,7 +462,8 @@ mod tests {
         assert_eq!(
             refused("iface=a,queue=2"),
             "queue: unknown key, did you mean queues? Allowed are iface, queues, client, \
-             iommu-support, postcopy-support, tso, linear-buffer, ext-buffer, legacy-ol-flags, ptypes"
+             iommu-support, postcopy-support, tso, linear-buffer, ext-buffer, legacy-ol-flags, ptypes, \
+             dmas, dmathr, dma-ring-size, dma_ring_size"
         );
         assert_eq!(nearest("iommu_support"), "iommu-support");
         assert_eq!(nearest("linear-buffers"), "linear-buffer");

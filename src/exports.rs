@@ -94,4 +94,5 @@ static PMD_INFO: [u8; PMD_INFO_TEXT.len()] = {
 
 const PMD_INFO_TEXT: &[u8] = b"\0PMD_INFO_STRING= {\"name\" : \"net_vhost\", \"params\" : \"\
 iface=<ifc> queues=<int> client=<0|1> iommu-support=<0|1> postcopy-support=<0|1> tso=<0|1> \
-linear-buffer=<0|1> ext-buffer=<0|1> legacy-ol-flags=<0|1> ptypes=<0|1>\", \"pci_ids\" : []}\0";
+linear-buffer=<0|1> ext-buffer=<0|1> legacy-ol-flags=<0|1> ptypes=<0|1> \
+dmas=<queue@engine;...> dmathr=<int> dma-ring-size=<int>\", \"pci_ids\" : []}\0";

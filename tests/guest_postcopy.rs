@@ -5,9 +5,47 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use common::migration::{Echo, HOST, bridge, nic, wait_for_status};
-use common::{Guest, Image, Iommu, Lab, Namespace, Outcome};
+use common::migration::{Echo, GUEST, HOST, bridge, nic, wait_for_status};
+use common::{Guest, Image, Iommu, Lab, Namespace, Nic, Outcome, Testpmd};
+
+/// Datagrams for the guest that nobody there waits for, as long as this lives: our port is the first
+/// to touch the buffers into which they go.
+struct Flood {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flood {
+    fn begin(namespace: &Namespace) -> Outcome<Self> {
+        let socket = namespace.datagrams(0)?;
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            while !ends.load(Ordering::Relaxed) {
+                // Fails when the guest says that nobody listens.
+                let _ = socket.send_to(&[0; 1000], (GUEST, 9));
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Ok(Self {
+            over,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        // It cannot panic.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
 
 /// Lets `from` move to `to`, and returns as soon as it runs there with most of its pages missing.
 fn begin(lab: &Lab, from: &Guest, to: &Guest) -> Outcome {
@@ -17,12 +55,49 @@ fn begin(lab: &Lab, from: &Guest, to: &Guest) -> Outcome {
     }
     let address = format!(r#"{{"uri": "unix:{}"}}"#, lab.path_text("migration"));
     to.qmp_with("migrate-incoming", &address)?;
-    // Slow: most pages are missing when it switches over.
-    from.qmp_with("migrate-set-parameters", r#"{"max-bandwidth": 8388608}"#)?;
+    // Most pages are missing when it switches over, and come slowly unless they are asked for.
+    let slow = r#"{"max-bandwidth": 4194304, "max-postcopy-bandwidth": 4194304}"#;
+    from.qmp_with("migrate-set-parameters", slow)?;
     from.qmp_with("migrate", &address)?;
     wait_for_status(from, "active")?;
     from.qmp("migrate-start-postcopy")?;
     wait_for_status(from, "postcopy-active").map(|_| ())
+}
+
+/// A guest that has left one QEMU for another, where most of its memory is missing.
+struct Moving {
+    back: Testpmd,
+    from: Guest,
+    to: Guest,
+    /// A stream that flows all the time.
+    echo: Echo,
+    _namespace: Namespace,
+}
+
+fn depart(lab: &Lab, image: &Image, nics: &[[Nic; 1]; 2]) -> Outcome<Moving> {
+    let namespace = Namespace::new()?;
+    let queues = nics[0][0].machine.queues;
+    let back = bridge(lab, &namespace, queues, ",postcopy-support=1")?;
+    let mut from = Guest::spawn_with(lab, image, "qemu", &nics[0])?;
+    from.wait_for_boot()?;
+    from.reach_the_backend()?;
+    let listener = namespace.listen(SocketAddr::from((HOST, 5000)))?;
+    let echo = Echo::begin(&listener, &mut from)?;
+    echo.goes_on(1 << 20)?;
+    let to = Guest::spawn_incoming(lab, image, "qemu-2", &nics[1])?;
+    let _flood = Flood::begin(&namespace)?;
+    begin(lab, &from, &to)?;
+    println!("runs on the other side");
+    // A page was asked for by our port, not by the guest.
+    to.wait_for_log("postcopy_request_shared_page")?;
+    println!("our port waited for a page");
+    Ok(Moving {
+        back,
+        from,
+        to,
+        echo,
+        _namespace: namespace,
+    })
 }
 
 fn moves(test: &str, options: &'static str, queues: u16) -> Outcome {
@@ -30,39 +105,32 @@ fn moves(test: &str, options: &'static str, queues: u16) -> Outcome {
     let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
-    let namespace = Namespace::new()?;
-    let mut back = bridge(&lab, &namespace, queues, ",postcopy-support=1")?;
     let nics = [0, 1].map(|id| [nic(id, options, queues, Iommu::Absent)]);
-    let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics[0])?;
-    guest.wait_for_boot()?;
-    guest.reach_the_backend()?;
-    let listener = namespace.listen(SocketAddr::from((HOST, 5000)))?;
-    let echo = Echo::begin(&listener, &mut guest)?;
-    echo.goes_on(1 << 20)?;
-
-    let mut moved = Guest::spawn_incoming(&lab, &image, "qemu-2", &nics[1])?;
-    begin(&lab, &guest, &moved)?;
-    println!("runs on the other side");
-    // A page was asked for by our port, not by the guest.
-    moved.wait_for_log("postcopy_request_shared_page")?;
+    let Moving {
+        mut back,
+        from,
+        mut to,
+        echo,
+        _namespace,
+    } = depart(&lab, &image, &nics)?;
     echo.goes_on(64 << 10)?;
     let free = r#"{"max-postcopy-bandwidth": 0, "max-bandwidth": 1073741824}"#;
-    guest.qmp_with("migrate-set-parameters", free)?;
-    wait_for_status(&guest, "completed")?;
-    wait_for_status(&moved, "completed")?;
+    from.qmp_with("migrate-set-parameters", free)?;
+    wait_for_status(&from, "completed")?;
+    wait_for_status(&to, "completed")?;
     println!("all pages are there");
-    guest.quit()?;
+    from.quit()?;
     back.wait_for_link(0, false)?;
     back.wait_for_link(2, true)?;
 
     echo.goes_on(1 << 20)?;
     echo.end()?;
     for size in [8, 1472] {
-        moved.ping(50, size)?;
+        to.ping(50, size)?;
     }
     let log = back.log();
     assert!(log.contains("postcopy is over"), "{log}");
-    moved.quit()?;
+    to.quit()?;
     back.quit()?;
     let _ = std::fs::remove_file(lab.path("migration"));
     lab.finish()
@@ -85,22 +153,21 @@ fn a_guest_that_dies_in_the_middle_of_postcopy_leaves_the_port_alive() -> Outcom
     let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
-    let namespace = Namespace::new()?;
-    let mut back = bridge(&lab, &namespace, 1, ",postcopy-support=1")?;
     let nics = [0, 1].map(|id| [nic(id, "", 1, Iommu::Absent)]);
-    let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics[0])?;
-    guest.wait_for_boot()?;
-    guest.reach_the_backend()?;
-    guest.run(&format!("{{ ping -q -i 0.002 {HOST} >/dev/null & }}"))?;
-    let moved = Guest::spawn_incoming(&lab, &image, "qemu-2", &nics[1])?;
-    begin(&lab, &guest, &moved)?;
-    moved.wait_for_log("postcopy_request_shared_page")?;
+    let Moving {
+        mut back,
+        from,
+        to,
+        echo,
+        _namespace,
+    } = depart(&lab, &image, &nics)?;
     // Nobody is left who has the missing pages, or who could say that they are not coming.
-    moved.kill();
-    guest.kill();
+    to.kill();
+    from.kill();
     for port in [0, 2] {
         back.wait_for_link(port, false)?;
     }
+    echo.end()?;
     for name in ["qemu.qmp", "qemu-2.qmp", "migration"] {
         let _ = std::fs::remove_file(lab.path(name));
     }

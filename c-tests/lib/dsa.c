@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -229,19 +231,34 @@ take_from_page(uint64_t *descriptor)
 	return true;
 }
 
+/* Waits for work, at most for so long that `stop` is seen soon. */
+static void
+rest(void)
+{
+	struct pollfd waiting = {.fd = pipe_end, .events = POLLIN};
+
+	if (way == DSA_PIPE)
+		poll(&waiting, 1, 10);
+	else
+		usleep(5);
+}
+
 static void *
 work(void *unused)
 {
 	uint64_t descriptor[LINE_WORDS];
 
 	(void)unused;
+	/* A device does not wait for a processor of a busy machine. Without the right to say so, it
+	 * mostly sleeps, which helps, too. */
+	setpriority(PRIO_PROCESS, (id_t)gettid(), -20);
 	while (!atomic_load(&stop)) {
 		bool taken = way == DSA_PIPE ? read(pipe_end, descriptor, sizeof(descriptor)) ==
 						       sizeof(descriptor)
 					     : take_from_page(descriptor);
 
 		if (!taken)
-			sched_yield();
+			rest();
 		else if (!atomic_exchange(&lose_one, false))
 			execute(descriptor);
 	}

@@ -221,7 +221,8 @@ eal_start(const char *program)
 	add_argument("%s", program);
 	add_argument("--file-prefix=%s-%d", program, (int)getpid());
 	add_lcores();
-	add_argument("--no-pci");
+	if (getenv("NET_VHOST_PCI") == NULL)
+		add_argument("--no-pci");
 	if (!telemetry)
 		add_argument("--no-telemetry");
 	add_argument("--iova-mode=va");

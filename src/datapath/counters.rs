@@ -48,6 +48,40 @@ pub struct QueueCounters {
     pub drop_csum: AtomicU64,
     /// Packets dropped because they stand for several, and the driver does not take such ones.
     pub drop_gso: AtomicU64,
+    /// What copy engines did.
+    pub dma: DmaCounters,
+}
+
+/// Counters of a queue with copy engines. Whoever has the queue adds.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct DmaCounters {
+    /// Copies that engines were given.
+    pub copies: AtomicU64,
+    /// Their bytes.
+    pub bytes: AtomicU64,
+    /// Packets of which an engine copied something.
+    pub packets: AtomicU64,
+    /// Packets that are under way now.
+    pub inflight: AtomicU64,
+    /// Copies of the CPU: below the threshold, or too few at a time.
+    pub cpu_small: AtomicU64,
+    /// Copies of the CPU: no engine had room, or none is left.
+    pub cpu_noroom: AtomicU64,
+    /// Copies of the CPU: the engine does not reach the memory.
+    pub cpu_noaddr: AtomicU64,
+    /// Copies that failed.
+    pub errors: AtomicU64,
+    /// Copies that the CPU did again.
+    pub redone: AtomicU64,
+    /// Times that the queue was emptied with packets under way.
+    pub drains: AtomicU64,
+    /// Drains that ended an engine, because it took too long.
+    pub drain_timeouts: AtomicU64,
+    /// Times that an engine of the queue went on after an error.
+    pub recoveries: AtomicU64,
+    /// Engines of the queue that died.
+    pub engine_dead: AtomicU64,
 }
 
 /// Adds without a locked instruction: there is one writer.

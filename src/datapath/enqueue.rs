@@ -9,7 +9,7 @@ use super::{
     HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
 };
 use crate::memory::{Cursor, GuestRange, Space, Translate};
-use crate::virtio_net::{Header, Plan, Refused};
+use crate::virtio_net::{Header, Plan, Refused, Unsummed};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE, Virtqueue, Walk, Walked, after_a_miss, look_ahead,
@@ -24,7 +24,7 @@ struct Target<'m, 'p> {
 }
 
 /// What came of a packet in the general body.
-enum Outcome {
+pub(super) enum Outcome {
     /// It is in the driver's buffers.
     Sent,
     /// It must wait for more buffers.
@@ -73,6 +73,13 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, V: Level, P: Release,
         };
         taken += usize::from(found);
         if found == waiting {
+            continue;
+        }
+        let with = (&mut space, &mut log);
+        let rest = packets.get(taken..).unwrap_or_default();
+        let unsummed = enqueue_unsummed::<R, S, L, _, F>(ring, with, rest, features, counters);
+        taken += unsummed;
+        if unsummed != 0 {
             continue;
         }
         let Some(&next) = packets.get(taken) else {
@@ -141,11 +148,21 @@ fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
     cursor: &mut A,
     packet: &'p T,
 ) -> Option<Target<'m, 'p>> {
-    let header = header_len(F);
     let data = packet.plain()?;
+    let (buffer, id) = find_room(run, nth, cursor, header_len(F) + data.len())?;
+    Some(Target { buffer, data, id })
+}
+
+/// `len` bytes in the buffer at the `nth` slot, when that is as for the short body.
+#[inline(always)]
+fn find_room<'m, R: Run, A: Translate<'m>>(
+    run: R,
+    nth: u16,
+    cursor: &mut A,
+    len: usize,
+) -> Option<(GuestRange<'m>, u16)> {
     let (descriptor, id) = run.peek(nth)?;
     let kind = descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE);
-    let len = header + data.len();
     if kind != VRING_DESC_F_WRITE || len > descriptor.len as usize {
         return None;
     }
@@ -157,7 +174,7 @@ fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
     if len > 128 {
         buffer.prefetch_for_write(128);
     }
-    Some(Target { buffer, data, id })
+    Some((buffer, id))
 }
 
 /// What the used descriptor of `target` says: header and data.
@@ -186,10 +203,51 @@ fn put<const F: u32>(target: &Target<'_, '_>) {
     }
 }
 
+/// Sends packets of one segment that ask for nothing but a checksum which the driver takes, each into
+/// a buffer as for the short body; how many at the front of `packets` were such, and found one.
+#[inline(never)]
+fn enqueue_unsummed<R: Ring, S: Space, L: Logging, T: Packet, const F: u32>(
+    ring: &mut R,
+    (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
+    packets: &[T],
+    features: u64,
+    counters: &QueueCounters,
+) -> usize {
+    let header = header_len(F);
+    let mut cursor = S::cursor(space);
+    let mut tally = Tally::new(counters);
+    let mut sent = 0;
+    for packet in packets {
+        let Some(asked) = packet.asked() else {
+            break;
+        };
+        let data = packet.segments().next().unwrap_or_default();
+        if data.len() != packet.len() as usize {
+            break;
+        }
+        let len = header + data.len();
+        let run = ring.run(ring.ahead(1));
+        let Some((buffer, id)) = find_room(run, 0, &mut cursor, len) else {
+            break;
+        };
+        let Some(unsummed) = Unsummed::new(asked, features, data) else {
+            break;
+        };
+        let bytes = unsummed.header.to_bytes(1);
+        copy_out(buffer, bytes.get(..header).unwrap_or_default());
+        copy_out(buffer.after(header), data);
+        copy_out(buffer.after(header + unsummed.field), &unsummed.value);
+        L::mark(log, buffer);
+        run.put_used(0, id, narrow(len));
+        ring.end_run(1, id, narrow(len));
+        tally.add(narrow(data.len()), data);
+        sent += 1;
+    }
+    tally.flush();
+    sent
+}
+
 /// The general body: any packet, any chains, for a driver with these features.
-///
-/// A chain that is malformed goes back unused. When it stands behind chains that were put together
-/// for this packet, those go back unused with it, since chains are given back in order.
 #[inline(never)]
 fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
     ring: &mut R,
@@ -199,7 +257,7 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F:
     log: L::Log<'_>,
     counters: &QueueCounters,
 ) -> Outcome {
-    let mut available = ring.available(u16::MAX);
+    let available = ring.available(u16::MAX);
     if available == 0 {
         return Outcome::NoRoom;
     }
@@ -210,62 +268,13 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F:
     let header = header_len(F);
     let len = plan.as_ref().map_or(packet.len(), Plan::frame_len);
     let need = u64::from(len) + header as u64;
-    chain.clear();
-    let mut room = 0;
-    let mut slots = 0;
-    while room < need {
-        if chain.exhausted() && slots == 0 {
-            return Outcome::NoRoom;
-        }
-        if slots >= ring.size() {
-            // All that the ring can ever hold is here.
-            add(&counters.drop_oversize, 1);
-            return Outcome::Dropped;
-        }
-        if slots >= available {
-            return Outcome::NoRoom;
-        }
-        let before = chain.len();
-        let (walked, id, more) = match ring.walk(slots, chain, &mut cursor) {
-            Walk::Nothing => return Outcome::NoRoom,
-            Walk::Miss { .. } => {
-                after_a_miss(ring, chain, &mut cursor);
-                return Outcome::NoRoom;
-            }
-            Walk::Malformed { id, slots } => (None, id, slots),
-            Walk::Complete(walked) => {
-                let writable = |segment: &Segment| segment.writable;
-                let new = chain.segments().get(before..).unwrap_or_default();
-                // The first buffer of a packet holds the whole header (5.1.6.4).
-                let enough = walked.bytes >= if slots == 0 { header as u64 } else { 1 };
-                let usable = enough && new.iter().all(writable);
-                (usable.then_some(walked), walked.id, walked.slots)
-            }
-        };
-        let Some(Walked { id, bytes, .. }) = walked else {
-            add(&counters.drop_bad_desc, 1);
-            for reserved in chain.heads() {
-                ring.push_used(reserved.id, reserved.slots, 0);
-            }
-            ring.push_used(id, more, 0);
-            ring.take(slots + more);
-            available = available.saturating_sub(slots + more);
-            chain.clear();
-            (room, slots) = (0, 0);
-            continue;
-        };
-        chain.reserve(Reserved {
-            id,
-            slots: more,
-            bytes,
-        });
-        room += bytes;
-        slots += more;
-        if F & MERGEABLE == 0 && room < need {
-            add(&counters.drop_oversize, 1);
-            return Outcome::Dropped;
-        }
-    }
+    let spoilt = |ring: &mut R, chain: Reserved| ring.push_used(chain.id, chain.slots, 0);
+    let limits = (available, need);
+    let reserved = reserve::<R, _, F>(ring, chain, &mut cursor, limits, counters, spoilt);
+    let slots = match reserved {
+        Ok(slots) => slots,
+        Err(outcome) => return outcome,
+    };
 
     if let Some(plan) = &mut plan
         && !plan.complete(packet.segments())
@@ -302,8 +311,87 @@ fn enqueue_chains<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F:
     Outcome::Sent
 }
 
+/// Puts chains with `need` bytes together in `chain`, out of `available` slots; how many slots they
+/// take. They are not taken yet.
+///
+/// A chain that is malformed goes back unused, by `spoilt`. When it stands behind chains that were
+/// put together for this packet, those go back unused with it, since chains are given back in order.
+#[inline(always)]
+pub(super) fn reserve<'m, R: Ring, A: Translate<'m>, const F: u32>(
+    ring: &mut R,
+    chain: &mut Chain,
+    cursor: &mut A,
+    (mut available, need): (u16, u64),
+    counters: &QueueCounters,
+    mut spoilt: impl FnMut(&mut R, Reserved),
+) -> Result<u16, Outcome> {
+    let header = header_len(F);
+    chain.clear();
+    let mut room = 0;
+    let mut slots = 0;
+    while room < need {
+        if chain.exhausted() && slots == 0 {
+            return Err(Outcome::NoRoom);
+        }
+        if slots >= ring.size() {
+            // All that the ring can ever hold is here.
+            add(&counters.drop_oversize, 1);
+            return Err(Outcome::Dropped);
+        }
+        if slots >= available {
+            return Err(Outcome::NoRoom);
+        }
+        let before = chain.len();
+        let (walked, id, more) = match ring.walk(slots, chain, cursor) {
+            Walk::Nothing => return Err(Outcome::NoRoom),
+            Walk::Miss { .. } => {
+                after_a_miss(ring, chain, cursor);
+                return Err(Outcome::NoRoom);
+            }
+            Walk::Malformed { id, slots } => (None, id, slots),
+            Walk::Complete(walked) => {
+                let writable = |segment: &Segment| segment.writable;
+                let new = chain.segments().get(before..).unwrap_or_default();
+                // The first buffer of a packet holds the whole header (5.1.6.4).
+                let enough = walked.bytes >= if slots == 0 { header as u64 } else { 1 };
+                let usable = enough && new.iter().all(writable);
+                (usable.then_some(walked), walked.id, walked.slots)
+            }
+        };
+        let Some(Walked { id, bytes, .. }) = walked else {
+            add(&counters.drop_bad_desc, 1);
+            for &reserved in chain.heads() {
+                spoilt(ring, reserved);
+            }
+            let broken = Reserved {
+                id,
+                slots: more,
+                bytes: 0,
+            };
+            spoilt(ring, broken);
+            ring.take(slots + more);
+            available = available.saturating_sub(slots + more);
+            chain.clear();
+            (room, slots) = (0, 0);
+            continue;
+        };
+        chain.reserve(Reserved {
+            id,
+            slots: more,
+            bytes,
+        });
+        room += bytes;
+        slots += more;
+        if F & MERGEABLE == 0 && room < need {
+            add(&counters.drop_oversize, 1);
+            return Err(Outcome::Dropped);
+        }
+    }
+    Ok(slots)
+}
+
 /// How to send a packet of which something is asked; an error is the end of it.
-fn plan<T: Packet>(
+pub(super) fn plan<T: Packet>(
     packet: &T,
     features: u64,
     counters: &QueueCounters,
@@ -326,15 +414,25 @@ fn plan<T: Packet>(
 }
 
 /// Writes on and on over the buffers of one or more chains.
-struct Scatter<'c, 'm, 'l, L: Logging> {
-    log: L::Log<'l>,
-    cursor: &'c mut Cursor<'m>,
-    segments: &'c [Segment],
-    left: Option<GuestRange<'m>>,
+pub(super) struct Scatter<'c, 'm, 'l, L: Logging> {
+    pub(super) log: L::Log<'l>,
+    pub(super) cursor: &'c mut Cursor<'m>,
+    pub(super) segments: &'c [Segment],
+    pub(super) left: Option<GuestRange<'m>>,
 }
 
 impl<'m, L: Logging> Scatter<'_, 'm, '_, L> {
-    fn write(&mut self, mut data: &[u8]) {
+    /// Takes the next `most` bytes, or fewer when a buffer ends; `None` when all are taken.
+    pub(super) fn take(&mut self, most: usize) -> Option<GuestRange<'m>> {
+        let range = match self.left.take().filter(|range| !range.is_empty()) {
+            Some(range) => range,
+            None => self.next()?,
+        };
+        self.left = Some(range.after(most));
+        Some(range.first(most))
+    }
+
+    pub(super) fn write(&mut self, mut data: &[u8]) {
         while !data.is_empty() {
             let Some(range) = self
                 .left
@@ -352,6 +450,7 @@ impl<'m, L: Logging> Scatter<'_, 'm, '_, L> {
         }
     }
 
+    #[inline(always)]
     fn next(&mut self) -> Option<GuestRange<'m>> {
         let (first, rest) = self.segments.split_first()?;
         self.segments = rest;

@@ -2,7 +2,7 @@
 //! not then has nothing to pass along.
 #![forbid(unsafe_code)]
 
-use crate::memory::GuestRange;
+use crate::memory::{Gpa, GuestRange};
 use crate::virtqueue::{QueueLog, Ring};
 
 /// [`Logged`] or [`Unlogged`].
@@ -18,6 +18,12 @@ pub(super) trait Logging {
 
     /// Notes that `range` was written.
     fn mark(log: &mut Self::Log<'_>, range: GuestRange<'_>);
+
+    /// Where `range` is, to be noted later by [`mark_at`](Self::mark_at).
+    fn address(log: &mut Self::Log<'_>, range: GuestRange<'_>) -> u64;
+
+    /// Notes that `len` bytes at an [`address`](Self::address) were written.
+    fn mark_at(log: &mut Self::Log<'_>, address: u64, len: u32);
 
     /// Makes what was given back visible to the driver; whether there was anything.
     fn publish<R: Ring>(log: Self::Log<'_>, ring: &mut R) -> bool;
@@ -48,6 +54,17 @@ impl Logging for Logged {
     }
 
     #[inline(always)]
+    fn address(log: &mut &mut QueueLog, range: GuestRange<'_>) -> u64 {
+        // A range of the queue's own table has one.
+        log.pages.address(range).unwrap_or_default().0
+    }
+
+    #[inline(always)]
+    fn mark_at(log: &mut &mut QueueLog, address: u64, len: u32) {
+        log.pages.mark_at(Gpa(address), len.into());
+    }
+
+    #[inline(always)]
     fn publish<R: Ring>(log: &mut QueueLog, ring: &mut R) -> bool {
         log.publish(ring)
     }
@@ -66,6 +83,14 @@ impl Logging for Unlogged {
 
     #[inline(always)]
     fn mark((): &mut (), _: GuestRange<'_>) {}
+
+    #[inline(always)]
+    fn address((): &mut (), _: GuestRange<'_>) -> u64 {
+        0
+    }
+
+    #[inline(always)]
+    fn mark_at((): &mut (), _: u64, _: u32) {}
 
     #[inline(always)]
     fn publish<R: Ring>((): (), ring: &mut R) -> bool {

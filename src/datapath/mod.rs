@@ -13,10 +13,13 @@ mod enqueue;
 mod level;
 mod logging;
 mod offload;
+mod offloaded;
 mod packet;
 mod select;
+mod underway;
 
-pub use counters::{QueueCounters, SIZE_BINS, Tally, add};
+pub use counters::{DmaCounters, QueueCounters, SIZE_BINS, Tally, add};
+pub use offloaded::Offloaded;
 pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 // What a packet is asked, in the words of the layer below.
 pub use crate::virtio_net::{Asked, Datagram, Headers, Ip, Transport, ip_checksum_is_right};
@@ -59,11 +62,27 @@ fn publish<R: Ring, L: Logging>(
     lookups: Lookups,
     counters: &QueueCounters,
 ) {
-    let Lookups { hits, misses } = lookups;
+    count_lookups(lookups, counters);
+    tell::<_, L>(ring, log, notifier, counters);
+}
+
+/// Counts the translations of a burst.
+#[inline(always)]
+fn count_lookups(Lookups { hits, misses }: Lookups, counters: &QueueCounters) {
     if hits | misses != 0 {
         add(&counters.iotlb_hits, hits);
         add(&counters.iotlb_misses, misses);
     }
+}
+
+/// The driver sees what was given back, and is called when it wants to be.
+#[inline(always)]
+fn tell<R: Ring, L: Logging>(
+    ring: &mut R,
+    log: Option<L::Log<'_>>,
+    notifier: &Notifier,
+    counters: &QueueCounters,
+) {
     // `select` chose the burst by the log.
     if !log.is_some_and(|log| L::publish(log, ring)) {
         return;

@@ -5,6 +5,7 @@ use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
 use super::level::{Baseline, Level};
 use super::logging::{Logged, Logging, Unlogged};
+use super::offloaded::{Bodies, bodies};
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
 use crate::memory::{Physical, Space, Translated};
 use crate::virtio_net::{
@@ -121,5 +122,37 @@ fn enqueue<R: Ring, S: Space, L: Logging, V: Level, P: Release>(features: u64) -
         0 => enqueue_burst::<R, S, L, V, P, 0>,
         HEADER_12 => enqueue_burst::<R, S, L, V, P, HEADER_12>,
         _ => enqueue_burst::<R, S, L, V, P, { HEADER_12 | MERGEABLE }>,
+    }
+}
+
+/// The same for a virtqueue with copy engines.
+pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue, simd_bits: u16) -> Bodies<P> {
+    let plain = select_enqueue::<P>(vq, simd_bits);
+    match (&vq.log, &vq.lookaside) {
+        (None, None) => offloaded_of::<Physical, Unlogged, P>(vq, plain),
+        (None, Some(_)) => offloaded_of::<Translated<true>, Unlogged, P>(vq, plain),
+        (Some(_), None) => offloaded_of::<Physical, Logged, P>(vq, plain),
+        (Some(_), Some(_)) => offloaded_of::<Translated<true>, Logged, P>(vq, plain),
+    }
+}
+
+fn offloaded_of<S: Space, L: Logging, P: Release>(
+    vq: &Virtqueue,
+    plain: EnqueueBurst<P>,
+) -> Bodies<P> {
+    match &vq.ring {
+        Layout::Split(_) => offloaded::<SplitRing, S, L, P>(vq.features(), plain),
+        Layout::Packed(_) => offloaded::<PackedRing, S, L, P>(vq.features(), plain),
+    }
+}
+
+fn offloaded<R: Ring, S: Space, L: Logging, P: Release>(
+    features: u64,
+    plain: EnqueueBurst<P>,
+) -> Bodies<P> {
+    match flags(features) & (HEADER_12 | MERGEABLE) {
+        0 => bodies::<R, S, L, P, 0>(plain),
+        HEADER_12 => bodies::<R, S, L, P, HEADER_12>(plain),
+        _ => bodies::<R, S, L, P, { HEADER_12 | MERGEABLE }>(plain),
     }
 }

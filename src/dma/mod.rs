@@ -4,11 +4,20 @@
 //! doorbell), and reports later, in any order, what became of each ([`Engine::poll`]). It knows
 //! nothing of queues, packets or guests: a [`Tag`] comes back with each report.
 
+pub mod channel;
+#[cfg(feature = "dpdk")]
+pub mod dmadev;
+mod engines;
+pub mod flight;
 pub mod idxd;
 pub mod ioat;
+pub mod software;
 pub mod vfio;
 
+pub use engines::{Drained, Engines};
+
 use std::io;
+use std::time::Duration;
 
 /// An address as an engine wants it: ours, or an IOVA ([`Engine::translate`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +34,14 @@ pub struct Transfer {
     pub len: u32,
 }
 
-/// Whose copy it is. The engine only hands it back.
+/// Which copy it is. The engine only hands it back; the [`Channel`](channel::Channel) that gave it
+/// out believes each one once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag {
-    /// The queue's slot ring, by its number in the process.
-    pub flight: u32,
-    /// The slot in it.
-    pub slot: u16,
+    /// Tells this copy from an earlier one in the same place.
+    pub serial: u32,
+    /// Where the channel notes it.
+    pub place: u16,
 }
 
 /// What became of a copy.
@@ -51,7 +61,8 @@ pub enum Health {
     /// It stopped behind a failed copy. [`Engine::recover`] may help; until then the copies that
     /// it has not reported wait.
     Halted,
-    /// It is gone or makes no sense any more. Only [`Engine::halt`] is called after this.
+    /// It is gone or makes no sense any more. Only [`Engine::halt`] and [`Engine::unmap`] are called
+    /// after this.
     Dead,
 }
 
@@ -63,6 +74,11 @@ pub enum Halted {
     /// Perhaps: whatever it was given must stay as it is, for ever.
     Unproven,
 }
+
+/// A device that reports nothing for so long has stopped.
+pub const PATIENCE: Duration = Duration::from_millis(100);
+/// A thread may only be waiting for a processor.
+pub const THREAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// An engine. One thread at a time uses it.
 pub trait Engine: Send {
@@ -108,6 +124,11 @@ pub trait Engine: Send {
 
     /// The longest copy in bytes.
     fn max_copy(&self) -> u32;
+
+    /// How long it may have copies and report none before it counts as dead.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 
     /// Lets the engine reach guest memory: `len` bytes at `va`, both multiples of the page size.
     /// For engines that share our address space there is nothing to do.

@@ -19,8 +19,11 @@ const PCI_DEVICES: &CStr = c"/sys/bus/pci/devices";
 /// The number in `rte_errno`, or that of an error without one.
 pub fn open(bdf: &CStr) -> Result<Option<OwnedFd>, c_int> {
     let mut fd: c_int = -1;
-    // A `vfio_device_info` as long as EAL's build may know it; we do not look.
+    // A `vfio_device_info`, longer than any, which begins with its size; nobody looks at it.
     let mut info = [0_u64; 16];
+    if let Some(argsz) = info.first_mut() {
+        *argsz = 16 * 8;
+    }
     // SAFETY: two strings that live through the call, and room for both answers.
     let result = unsafe {
         rte_vfio_setup_device(

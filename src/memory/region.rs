@@ -238,6 +238,11 @@ impl Region {
         !apart(a.gpa.0, a.size, b.gpa.0, b.size) || !apart(a.uva.0, a.size, b.uva.0, b.size)
     }
 
+    /// Begin and length of the mapping, in which the region lies: whole pages.
+    pub fn mapping(&self) -> (*const u8, usize) {
+        (self.mapping.as_ptr().cast_const(), self.mapping.size())
+    }
+
     /// Length of the mapping in bytes, whole pages.
     pub fn mapped_bytes(&self) -> usize {
         self.mapping.size()

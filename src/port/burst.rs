@@ -68,6 +68,53 @@ pub(super) unsafe extern "C" fn tx_burst(
     })
 }
 
+/// As [`rx_burst`], on a port with copy engines: looks after those of the tx queue of the same number
+/// too, for an application that only receives for a while.
+///
+/// # Safety
+///
+/// As for [`rx_burst`].
+pub(super) unsafe extern "C" fn rx_burst_offloaded(
+    queue: *mut c_void,
+    packets: *mut *mut rte_mbuf,
+    count: u16,
+) -> u16 {
+    guard::catch((), || {
+        // SAFETY: a queue that is set up (caller).
+        let queue = unsafe { RxQueue::from_ptr(queue) };
+        if let Some(lane) = queue.and_then(RxQueue::tx_lane)
+            && lane.is_busy()
+        {
+            lane.reap(usize::MAX);
+        }
+    });
+    // SAFETY: the caller's promise.
+    unsafe { rx_burst(queue, packets, count) }
+}
+
+/// As [`tx_burst`], on a port with copy engines: packets that are taken are freed here or, when an
+/// engine has them, later.
+///
+/// # Safety
+///
+/// As for [`tx_burst`].
+pub(super) unsafe extern "C" fn tx_burst_offloaded(
+    queue: *mut c_void,
+    packets: *mut *mut rte_mbuf,
+    count: u16,
+) -> u16 {
+    guard::catch(0, || {
+        // SAFETY: a queue that is set up (caller).
+        let Some(queue) = (unsafe { TxQueue::from_ptr(queue) }) else {
+            return 0;
+        };
+        // SAFETY: an array of `count` packets (caller).
+        let packets = unsafe { std::slice::from_raw_parts(packets.cast::<Slot>(), count.into()) };
+        // SAFETY: one lcore at a time (caller).
+        narrow(unsafe { queue.send_offloaded(packets) })
+    })
+}
+
 /// Bursts of a process that did not make the port: its gates are elsewhere.
 ///
 /// # Safety

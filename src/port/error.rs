@@ -4,6 +4,7 @@
 use std::io;
 
 use crate::devargs::DevargsError;
+use crate::dma::channel::OpenError;
 use crate::guard::Errno;
 use crate::session::EndpointError;
 
@@ -34,6 +35,14 @@ pub(super) enum PortError {
     NoPool,
     #[error("rx interrupts: {0}")]
     Interrupts(#[source] io::Error),
+    #[error("{queue}: engine {engine}: {source}")]
+    Engine {
+        queue: String,
+        engine: String,
+        source: OpenError,
+    },
+    #[error("the thread that looks after copy engines: {0}")]
+    Thread(#[source] io::Error),
     #[error("MTU {mtu}, from {least} to 65535 is allowed")]
     Mtu { mtu: u16, least: u16 },
 }
@@ -47,7 +56,14 @@ impl Errno for PortError {
             Self::NoPort => libc::EEXIST,
             Self::IfaceInUse { .. } => libc::EADDRINUSE,
             Self::Endpoint(error) => error.errno(),
-            Self::Interrupts(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            Self::Engine {
+                source: OpenError::Busy(_),
+                ..
+            } => libc::EBUSY,
+            Self::Engine { .. } => libc::ENODEV,
+            Self::Interrupts(error) | Self::Thread(error) => {
+                error.raw_os_error().unwrap_or(libc::EIO)
+            }
             Self::NotText
             | Self::Devargs(_)
             | Self::NoQueue(_)

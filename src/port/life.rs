@@ -77,8 +77,11 @@ impl Port {
         for vring in self.rx.iter().take(rx.into()) {
             vring.gate.allow(Allow::Started);
         }
-        for vring in self.tx.iter().take(tx.into()) {
+        for (queue, vring) in (0..tx).zip(&self.tx) {
             vring.gate.allow(Allow::Started);
+            if let Some(lane) = self.tx_lane(queue) {
+                lane.allow(Allow::Started);
+            }
         }
     }
 
@@ -99,6 +102,9 @@ impl Port {
         }
         registry::remove(self);
         self.forbid(Allow::Attached);
+        if let Some(lanes) = &self.lanes {
+            lanes.close();
+        }
         lock(&self.events).clear();
         self.shared.vid.store(-1, Ordering::Relaxed);
         self.interrupts.forget_kicks();
@@ -129,6 +135,10 @@ impl Port {
             .get(usize::from(queue))
             .ok_or(PortError::NoQueue(queue))?;
         if wanted {
+            // Nobody may poll for long, and what is under way belongs to the guest.
+            if let Some(lanes) = &self.lanes {
+                lanes.drain();
+            }
             self.interrupts.drain(queue);
         }
         vring.want_kicks(wanted);
@@ -158,6 +168,11 @@ impl Port {
     pub(super) fn switch_tx(&self, queue: u16, on: bool) -> Result<(), PortError> {
         let vring = self.tx.get(usize::from(queue));
         switch(&vring.ok_or(PortError::NoQueue(queue))?.gate, on);
+        match self.tx_lane(queue) {
+            Some(lane) if on => lane.allow(Allow::Queue),
+            Some(lane) => lane.forbid(Allow::Queue),
+            None => {}
+        }
         Ok(())
     }
 }

@@ -32,6 +32,10 @@ impl SessionEvents for Port {
             let Some(vring) = self.tx.get(pair) else {
                 return Some(virtqueue);
             };
+            if let Some(lane) = self.tx_lane(index / 2) {
+                vring.show(&virtqueue);
+                return lane.give(virtqueue);
+            }
             let burst = select_enqueue(&virtqueue, eal::max_simd_bits());
             vring.install(virtqueue, burst)
         }
@@ -42,7 +46,12 @@ impl SessionEvents for Port {
         if index % 2 == 1 {
             self.rx.get(pair)?.take()
         } else {
-            self.tx.get(pair)?.take()
+            let vring = self.tx.get(pair)?;
+            if let Some(lane) = self.tx_lane(index / 2) {
+                vring.hide();
+                return lane.take();
+            }
+            vring.take()
         }
     }
 
@@ -52,6 +61,8 @@ impl SessionEvents for Port {
             if let Some(vring) = self.rx.get(pair) {
                 vring.alter(work);
             }
+        } else if let Some(lane) = self.tx_lane(index / 2) {
+            lane.alter(work);
         } else if let Some(vring) = self.tx.get(pair) {
             vring.alter(work);
         }
@@ -60,6 +71,12 @@ impl SessionEvents for Port {
     fn look_again(&self, index: u16) {
         if index % 2 == 1 {
             self.wake_if_owed(index / 2);
+        }
+    }
+
+    fn postcopy(&self, under_way: bool) {
+        if let Some(lanes) = &self.lanes {
+            lanes.suspend(under_way);
         }
     }
 

@@ -7,9 +7,11 @@
 //! `link`, puts virtqueues into them and takes them out.
 
 mod burst;
+mod engines;
 mod error;
 mod events;
 mod intr;
+mod lanes;
 mod large;
 mod life;
 mod link;
@@ -21,13 +23,14 @@ mod rarp;
 mod registry;
 mod stats;
 mod telemetry;
+mod ticker;
 pub mod vfio;
 mod vring;
 mod xstats;
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::devargs::PortConfig;
 use crate::dpdk::ethdev::{EthDev, Link};
@@ -37,6 +40,7 @@ use crate::virtqueue::Allow;
 use error::PortError;
 use events::QueueEvents;
 use intr::Interrupts;
+use lanes::{Lanes, TxLane};
 use queue::{Shared, SharedBox};
 use vring::{RxVring, TxVring};
 
@@ -65,6 +69,8 @@ struct Port {
     shared: SharedBox,
     rx: Box<[RxVring]>,
     tx: Box<[TxVring]>,
+    /// The queues with copy engines.
+    lanes: Option<Arc<Lanes>>,
     events: Mutex<QueueEvents>,
     interrupts: Interrupts,
     /// There from the first `configure` to `close`.
@@ -83,7 +89,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Port {
     fn new(name: String, config: PortConfig, dev: EthDev, shared: SharedBox) -> Self {
         let pairs = usize::from(config.queues);
+        let lanes = |dma| Arc::new(Lanes::new(&name, dma, config.queues));
         Self {
+            lanes: config.dma.as_ref().map(lanes),
             rx: (0..pairs).map(|_| RxVring::default()).collect(),
             tx: (0..pairs).map(|_| TxVring::default()).collect(),
             events: Mutex::default(),
@@ -107,6 +115,11 @@ impl Port {
         NonNull::from(&*self.shared)
     }
 
+    /// The tx queue `queue`, when it has copy engines.
+    fn tx_lane(&self, queue: u16) -> Option<&TxLane> {
+        self.lanes.as_ref()?.tx(queue)
+    }
+
     fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
@@ -115,11 +128,17 @@ impl Port {
     fn allow(&self, what: Allow) {
         self.rx.iter().for_each(|vring| vring.gate.allow(what));
         self.tx.iter().for_each(|vring| vring.gate.allow(what));
+        if let Some(lanes) = &self.lanes {
+            lanes.allow(what);
+        }
     }
 
     /// Forbids it; after this no lcore is in a burst of the port.
     fn forbid(&self, what: Allow) {
         self.rx.iter().for_each(|vring| vring.gate.forbid(what));
         self.tx.iter().for_each(|vring| vring.gate.forbid(what));
+        if let Some(lanes) = &self.lanes {
+            lanes.forbid(what);
+        }
     }
 }

@@ -180,6 +180,9 @@ fn start(dev: EthDev, port: &Port) -> Result<(), PortError> {
     let interrupts = wants_interrupts.then(|| RxInterrupts::new(rx)).transpose();
     set_interrupts(dev, port, interrupts.map_err(PortError::Interrupts)?);
     tell_rx_queues(dev, port);
+    if let Some(lanes) = &port.lanes {
+        lanes.open(tx)?;
+    }
     queues::start_all(dev, port)?;
     port.start(rx, tx);
     Ok(())

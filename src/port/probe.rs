@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::queue::{self, SharedBox};
 use super::{LINK, Port, PortError, burst, ops, telemetry};
 use crate::devargs::PortConfig;
-use crate::dpdk::abi::rte_vdev_device;
+use crate::dpdk::abi::{Burst, rte_vdev_device};
 use crate::dpdk::ethdev::{EthDev, Functions, Shared};
 use crate::dpdk::sys::rte_ether_addr;
 use crate::dpdk::varying;
@@ -83,6 +83,9 @@ fn create(device: VdevDevice) -> Result<(), PortError> {
     let args = device.args().to_str().map_err(|_| PortError::NotText)?;
     let config = PortConfig::parse(args)?;
     let name = device.name().to_string_lossy().into_owned();
+    for entry in config.dma.iter().flat_map(|dma| &dma.doubled) {
+        log::warn!(target: PORT, "{name}: dmas: {entry}: the queue has that engine already");
+    }
     let node = node(device);
     let queues = config.queues;
     let shared = SharedBox::new(&config, node)?;
@@ -107,11 +110,19 @@ fn create(device: VdevDevice) -> Result<(), PortError> {
         numa_node: node,
         link: LINK,
     };
+    // Ports without copy engines do not even ask for them.
+    let (rx_burst, tx_burst): (Burst, Burst) = match config.dma {
+        None => (Some(burst::rx_burst), Some(burst::tx_burst)),
+        Some(_) => (
+            Some(burst::rx_burst_offloaded),
+            Some(burst::tx_burst_offloaded),
+        ),
+    };
     queue::own(Arc::new(Port::new(name, config, dev, shared)));
     let functions = Functions {
         ops: &ops::OPS,
-        rx_burst: Some(burst::rx_burst),
-        tx_burst: Some(burst::tx_burst),
+        rx_burst,
+        tx_burst,
         rx_queue_count: Some(varying::rx_queue_count::<ops::Ops>),
         rx_descriptor_status: Some(ops::rx_descriptor_status),
         tx_descriptor_status: Some(ops::tx_descriptor_status),

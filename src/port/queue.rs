@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
+use super::lanes::{Lanes, TxLane};
 use super::large::LargeBuffers;
 use super::packet::{RxPool, RxShape, Slot, TxRelease, can_tell_datagrams};
 use super::rarp;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     port: *const Port,
     iface: [u8; 108],
     pub(super) queues: u16,
+    /// Some queues have copy engines.
+    pub(super) dma: bool,
     /// Switches of the devargs, as the C driver passes them to its library.
     pub(super) flags: u64,
     /// Offers that devargs withdraw.
@@ -91,6 +94,7 @@ impl SharedBox {
             port: core::ptr::null(),
             iface,
             queues: config.queues,
+            dma: config.dma.is_some(),
             flags: register_flags(config),
             disabled: features::withdrawn(offer(config)),
             features: AtomicU64::new(0),
@@ -324,6 +328,8 @@ pub(super) struct RxQueue {
     chores: AtomicU8,
     pub(super) stats: QueueStats,
     setup: RxSetup,
+    /// The tx queue of the same number, when it has copy engines.
+    tx_lane: Option<NonNull<TxLane>>,
 }
 
 /// An rx queue's chore: the outer VLAN tag is taken off.
@@ -339,6 +345,15 @@ pub(super) struct TxQueue {
     vring: NonNull<TxVring>,
     pub(super) stats: QueueStats,
     setup: TxSetup,
+    /// It has copy engines.
+    lane: Option<Equipped>,
+}
+
+/// A tx queue's engines.
+#[derive(Clone, Copy)]
+struct Equipped {
+    lanes: NonNull<Lanes>,
+    lane: NonNull<TxLane>,
 }
 
 impl RxQueue {
@@ -391,6 +406,7 @@ impl RxQueue {
             chores: AtomicU8::new(0),
             stats: QueueStats::default(),
             setup,
+            tx_lane: port.tx_lane(index).map(NonNull::from),
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
@@ -429,6 +445,13 @@ impl RxQueue {
     pub(super) fn vring(&self) -> &RxVring {
         // SAFETY: part of the port, which frees its queues before itself (`close`).
         unsafe { self.vring.as_ref() }
+    }
+
+    /// The tx queue of the same number, when it has copy engines.
+    #[inline(always)]
+    pub(super) fn tx_lane(&self) -> Option<&TxLane> {
+        // SAFETY: part of the port, which frees its queues before itself (`close`).
+        self.tx_lane.map(|lane| unsafe { lane.as_ref() })
     }
 
     /// The port's data.
@@ -538,10 +561,44 @@ impl TxQueue {
             vring: NonNull::from(vring),
             stats: QueueStats::default(),
             setup,
+            lane: port.lanes.as_deref().and_then(|lanes| {
+                Some(Equipped {
+                    lanes: NonNull::from(lanes),
+                    lane: NonNull::from(lanes.tx(index)?),
+                })
+            }),
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
+        if let Some(lane) = port.tx_lane(index) {
+            // SAFETY: written above, and there until `destroy`.
+            lane.count_in(unsafe { &raw mut (*memory.as_ptr()).stats });
+        }
         Ok(memory)
+    }
+
+    /// Frees the queue.
+    ///
+    /// # Safety
+    ///
+    /// What [`create`](Self::create) made; nobody sends on it, and nobody uses it after this.
+    pub(super) unsafe fn destroy(queue: NonNull<Self>) {
+        // SAFETY: not freed yet (caller).
+        if let Some((_, lane)) = unsafe { queue.as_ref() }.lane() {
+            lane.forget();
+        }
+        // SAFETY: from `create`, and unused from now on (caller).
+        unsafe { malloc::free(queue) };
+    }
+
+    /// The engines of this queue, and those of the port.
+    #[inline(always)]
+    pub(super) fn lane(&self) -> Option<(&Lanes, &TxLane)> {
+        let Equipped { lanes, lane } = self.lane?;
+        // SAFETY: part of the port, which frees its queues before itself (`close`).
+        let lanes = unsafe { lanes.as_ref() };
+        // SAFETY: as above.
+        Some((lanes, unsafe { lane.as_ref() }))
     }
 
     /// The tx queue behind a pointer of ethdev's.
@@ -595,6 +652,31 @@ impl TxQueue {
             })
         };
         let Some(sent) = sent else { return 0 };
+        let missed = packets.len() - sent;
+        if missed != 0 {
+            super::stats::add(&self.stats.counters.missed, missed as u64);
+        }
+        sent
+    }
+
+    /// As [`send`](Self::send), on a port with copy engines.
+    ///
+    /// # Safety
+    ///
+    /// As for `send`.
+    #[inline(always)]
+    pub(super) unsafe fn send_offloaded(&self, packets: &[Slot]) -> usize {
+        let Some((lanes, lane)) = self.lane() else {
+            // SAFETY: the caller's promise.
+            return unsafe { self.send(packets) };
+        };
+        let Some((sent, next)) = lane.send(packets, &self.stats.counters) else {
+            return 0;
+        };
+        self.vring().publish_next(next);
+        if lane.is_busy() {
+            lanes.wake_ticker();
+        }
         let missed = packets.len() - sent;
         if missed != 0 {
             super::stats::add(&self.stats.counters.missed, missed as u64);

@@ -79,6 +79,13 @@ impl<B> Vring<B> {
 
     /// Puts a virtqueue in. One that was there before comes back.
     pub(super) fn install(&self, virtqueue: Virtqueue, burst: B) -> Option<Virtqueue> {
+        self.show(&virtqueue);
+        let before = self.gate.install(Running { virtqueue, burst })?;
+        Some(before.virtqueue)
+    }
+
+    /// Lets other threads look at a virtqueue.
+    pub(super) fn show(&self, virtqueue: &Virtqueue) {
         self.publish_next(virtqueue.position());
         let mut view = self.view_mut();
         let ring = virtqueue.view();
@@ -87,14 +94,16 @@ impl<B> Vring<B> {
             ring,
             features: virtqueue.features(),
         });
-        drop(view);
-        let before = self.gate.install(Running { virtqueue, burst })?;
-        Some(before.virtqueue)
+    }
+
+    /// Undoes [`show`](Self::show).
+    pub(super) fn hide(&self) {
+        *self.view_mut() = None;
     }
 
     /// Takes the virtqueue out. After this nobody touches it or its memory.
     pub(super) fn take(&self) -> Option<Virtqueue> {
-        *self.view_mut() = None;
+        self.hide();
         Some(self.gate.take()?.virtqueue)
     }
 

@@ -71,6 +71,35 @@ const TX_MORE: &[Entry] = &[
     ("drop_gso", Some(|c| &c.drop_gso)),
 ];
 
+/// What copy engines did for a tx queue; on ports that have some.
+const TX_DMA: &[Entry] = &[
+    ("dma_copies", Some(|c| &c.dma.copies)),
+    ("dma_bytes", Some(|c| &c.dma.bytes)),
+    ("dma_packets", Some(|c| &c.dma.packets)),
+    (IN_FLIGHT, Some(|c| &c.dma.inflight)),
+    ("dma_cpu_small", Some(|c| &c.dma.cpu_small)),
+    ("dma_cpu_noroom", Some(|c| &c.dma.cpu_noroom)),
+    ("dma_cpu_noaddr", Some(|c| &c.dma.cpu_noaddr)),
+    ("dma_errors", Some(|c| &c.dma.errors)),
+    ("dma_redone", Some(|c| &c.dma.redone)),
+    ("dma_drains", Some(|c| &c.dma.drains)),
+    ("dma_drain_timeouts", Some(|c| &c.dma.drain_timeouts)),
+    ("dma_recoveries", Some(|c| &c.dma.recoveries)),
+    ("dma_engine_dead", Some(|c| &c.dma.engine_dead)),
+];
+
+/// Goes up and down, so a reset does not touch it.
+const IN_FLIGHT: &str = "dma_inflight";
+
+/// The queues of a port, as far as its statistics depend on them.
+#[derive(Clone, Copy)]
+pub(super) struct Queues {
+    pub(super) rx: u16,
+    pub(super) tx: u16,
+    /// The port was given copy engines.
+    pub(super) dma: bool,
+}
+
 /// One extended statistic of a port.
 #[derive(Clone, Copy)]
 pub(super) struct Xstat {
@@ -97,8 +126,10 @@ impl Xstat {
     }
 }
 
-/// All statistics of a port with so many queues, in order.
-pub(super) fn all(rx_queues: u16, tx_queues: u16) -> impl Iterator<Item = Xstat> {
+/// All statistics of a port with such queues, in order.
+pub(super) fn all(Queues { rx, tx, dma }: Queues) -> impl Iterator<Item = Xstat> {
+    let (rx_queues, tx_queues) = (rx, tx);
+    let tx_dma: &[_] = if dma { TX_DMA } else { &[] };
     let block = |rx, queue, entries: &'static [Entry]| {
         entries.iter().map(move |&entry| Xstat { rx, queue, entry })
     };
@@ -108,19 +139,22 @@ pub(super) fn all(rx_queues: u16, tx_queues: u16) -> impl Iterator<Item = Xstat>
         .chain(blocks(false, tx_queues, STOCK))
         .chain(blocks(true, rx_queues, RX_MORE))
         .chain(blocks(false, tx_queues, TX_MORE))
+        .chain(blocks(false, tx_queues, tx_dma))
 }
 
 /// How many [`all`] gives.
-pub(super) fn count(rx_queues: u16, tx_queues: u16) -> usize {
-    usize::from(rx_queues) * (STOCK.len() + RX_MORE.len())
-        + usize::from(tx_queues) * (STOCK.len() + TX_MORE.len())
+pub(super) fn count(Queues { rx, tx, dma }: Queues) -> usize {
+    let tx_dma = if dma { TX_DMA.len() } else { 0 };
+    usize::from(rx) * (STOCK.len() + RX_MORE.len())
+        + usize::from(tx) * (STOCK.len() + TX_MORE.len() + tx_dma)
 }
 
-/// Every counter behind a statistic.
+/// Every counter that a reset sets back.
 pub(super) fn counters() -> impl Iterator<Item = Counter> {
-    [STOCK, RX_MORE, TX_MORE]
+    [STOCK, RX_MORE, TX_MORE, TX_DMA]
         .into_iter()
         .flatten()
+        .filter(|entry| entry.0 != IN_FLIGHT)
         .filter_map(|entry| entry.1)
 }
 
@@ -129,10 +163,12 @@ mod tests {
     use super::super::stats::add;
     use super::*;
 
-    fn names(rx_queues: u16, tx_queues: u16) -> Vec<String> {
-        all(rx_queues, tx_queues)
-            .map(|xstat| xstat.name())
-            .collect()
+    fn queues(rx: u16, tx: u16) -> Queues {
+        Queues { rx, tx, dma: false }
+    }
+
+    fn names(rx: u16, tx: u16) -> Vec<String> {
+        all(queues(rx, tx)).map(|xstat| xstat.name()).collect()
     }
 
     #[test]
@@ -176,13 +212,37 @@ mod tests {
     fn own_counters_stand_behind_all_blocks() {
         let names = names(2, 1);
 
-        assert_eq!(names.len(), count(2, 1));
+        assert_eq!(names.len(), count(queues(2, 1)));
         assert_eq!(names[STOCK.len()], "rx_q1_good_packets");
         assert_eq!(names[2 * STOCK.len()], "tx_q0_good_packets");
         let own = &names[3 * STOCK.len()..];
         assert!(own[0].starts_with("rx_q0_"));
         assert!(own.contains(&"rx_q1_drop_bad_desc".into()));
         assert_eq!(own.last(), Some(&"tx_q0_drop_gso".into()));
+    }
+
+    #[test]
+    fn ports_with_copy_engines_have_more_behind_all_others() {
+        let with = Queues {
+            dma: true,
+            ..queues(1, 2)
+        };
+        let all: Vec<_> = all(with).map(|xstat| xstat.name()).collect();
+        let plain = names(1, 2);
+        assert_eq!(all.len(), count(with));
+        assert_eq!(all[..plain.len()], plain);
+        assert_eq!(all[plain.len()], "tx_q0_dma_copies");
+        assert_eq!(all.last(), Some(&"tx_q1_dma_engine_dead".into()));
+    }
+
+    #[test]
+    fn what_goes_down_again_is_not_reset() {
+        let stats = QueueStats::default();
+        add(&stats.counters.dma.inflight, 3);
+        add(&stats.counters.dma.copies, 3);
+        stats.reset_extended(counters());
+        assert_eq!(stats.extended(|c| &c.dma.inflight), 3);
+        assert_eq!(stats.extended(|c| &c.dma.copies), 0);
     }
 
     #[test]
@@ -195,14 +255,14 @@ mod tests {
 
     #[test]
     fn a_queue_that_is_not_set_up_counts_nothing() {
-        assert!(all(1, 1).all(|xstat| xstat.value(None) == 0));
+        assert!(all(queues(1, 1)).all(|xstat| xstat.value(None) == 0));
     }
 
     #[test]
     fn values_are_those_since_the_reset() {
         let stats = QueueStats::default();
         add(&stats.counters.sizes[1], 3);
-        let mut all = all(1, 0);
+        let mut all = all(queues(1, 0));
         let size_64 = all
             .find(|xstat| xstat.name() == "rx_q0_size_64_packets")
             .unwrap();

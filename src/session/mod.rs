@@ -78,6 +78,12 @@ pub trait SessionEvents: Send + Sync {
     /// should look again.
     fn look_again(&self, index: u16);
 
+    /// A postcopy migration begins, or is over: meanwhile only the CPU may touch the guest's memory, and
+    /// its access may wait for the other host.
+    fn postcopy(&self, under_way: bool) {
+        let _ = under_way;
+    }
+
     /// Vring `index` turned ready or not ready: `RTE_ETH_EVENT_QUEUE_STATE`.
     fn queue_state(&self, index: u16, ready: bool);
 

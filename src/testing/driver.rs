@@ -452,6 +452,18 @@ impl FakeDriver {
         })
     }
 
+    /// A virtqueue of its own for the caller, who gives it back to [`stop_at`](Self::stop_at).
+    pub fn start(&mut self) -> Virtqueue {
+        self.virtqueue();
+        self.virtqueue.take().unwrap()
+    }
+
+    /// Ends a virtqueue that the caller had; the next one starts where it ended.
+    pub fn stop_at(&mut self, virtqueue: Virtqueue) -> u16 {
+        self.virtqueue = Some(virtqueue);
+        self.stop()
+    }
+
     /// Ends the virtqueue; the next burst starts another where it ended.
     pub fn stop(&mut self) -> u16 {
         if let Some(virtqueue) = self.virtqueue.take() {

@@ -134,7 +134,7 @@ pub enum Allow {
     Queue = 4,
 }
 
-const ALL: u8 = Allow::Started as u8 | Allow::Attached as u8 | Allow::Queue as u8;
+pub(super) const ALL: u8 = Allow::Started as u8 | Allow::Attached as u8 | Allow::Queue as u8;
 
 /// The hand-over of a `T` between control threads and one lcore.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ mod gate;
 mod notify;
 mod packed;
 mod ring;
+mod shared_gate;
 mod split;
 
 use std::fs::File;
@@ -25,6 +26,7 @@ pub use gate::{Allow, Barrier, Gate, Membarrier};
 pub use notify::{Notified, Notifier};
 pub use packed::PackedRing;
 pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
+pub use shared_gate::SharedGate;
 pub use split::SplitRing;
 
 use crate::memory::{Access, AreaError, DirtyLog, Gpa, Lookaside, MemoryTable, Uva};
@@ -116,6 +118,8 @@ pub struct Virtqueue {
     /// The pages that were written, while the guest is migrated.
     pub log: Option<Box<QueueLog>>,
     features: u64,
+    /// Chains were taken that nobody will ever give back.
+    held: bool,
 }
 
 impl Virtqueue {
@@ -144,7 +148,18 @@ impl Virtqueue {
             chain: Chain::new(config.size),
             log: None,
             features,
+            held: false,
         })
+    }
+
+    /// Somebody may write to chains of this ring for ever, which therefore cannot be given back.
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Whether there are such chains.
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Notes in `log` what is written to guest memory. `used` is where writes to the used ring are
@@ -159,6 +174,14 @@ impl Virtqueue {
     /// The features that the driver acked.
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        match &self.ring {
+            Layout::Split(ring) => ring.size(),
+            Layout::Packed(ring) => ring.size(),
+        }
     }
 
     /// Asks for what the chains that wait need, if the device is behind an IOMMU.

@@ -15,7 +15,11 @@ use crate::demo::built_driver;
 type CallGraph = BTreeMap<String, BTreeSet<String>>;
 
 /// Where the walk starts.
-const BODIES: [&str; 2] = ["::datapath::dequeue::", "::datapath::enqueue::"];
+const BODIES: [&str; 3] = [
+    "::datapath::dequeue::",
+    "::datapath::enqueue::",
+    "::datapath::offloaded::",
+];
 
 /// Where it must not arrive.
 const PANICS: [&str; 7] = [
@@ -73,7 +77,10 @@ pub(crate) fn panic_free(args: &[String]) -> Outcome {
 }
 
 fn is_body(name: &str) -> bool {
-    BODIES.iter().any(|part| name.contains(part)) && !name.contains("::tests::")
+    BODIES.iter().any(|part| name.contains(part))
+        && !name.contains("::tests::")
+        // What a queue has goes with the queue, not in a burst.
+        && !name.starts_with("core::ptr::drop_in_place")
 }
 
 fn is_panic(name: &str) -> bool {
@@ -153,6 +160,9 @@ fn way_to_panic(graph: &CallGraph, from: &str) -> Option<Vec<String>> {
             }
             way.reverse();
             return Some(way);
+        }
+        if AFTER_A_PANIC.iter().any(|part| name.contains(part)) {
+            continue;
         }
         for callee in graph.get(name).into_iter().flatten() {
             if callee != from

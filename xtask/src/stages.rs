@@ -329,6 +329,11 @@ fn guest() -> Outcome<Counts> {
 
 fn vfio() -> Outcome<Counts> {
     const FEATURES: [&str; 3] = ["--no-default-features", "--features", "guest-devices"];
+    let Driver::Plugin(plugin) = built_driver()? else {
+        return Ok(Counts::skipped(
+            "vfio: the stock driver has no engines".into(),
+        ));
+    };
     let skips = target().join("skipped-tests");
     let _ = fs::remove_file(&skips);
     // The features are of this stage alone.
@@ -339,7 +344,9 @@ fn vfio() -> Outcome<Counts> {
     command.args(FEATURES);
     // What is inside runs in the guest, which says how it went.
     command.args(["--", "--test-threads=1", "--skip", "inside::"]);
-    command.env("NET_VHOST_SKIP_LIST", &skips);
+    command
+        .env("NET_VHOST_PLUGIN", plugin)
+        .env("NET_VHOST_SKIP_LIST", &skips);
     counts.add(Counts::of_cargo_test(&run(command, PATIENCE)?));
     counts.note_skips(&skips);
     Ok(counts)

@@ -69,8 +69,8 @@ const RECORD_WORDS: usize = 4;
 const GO: usize = 16;
 
 const NOBODY: Tag = Tag {
-    flight: u32::MAX,
-    slot: u16::MAX,
+    serial: u32::MAX,
+    place: u16::MAX,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

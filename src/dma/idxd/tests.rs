@@ -70,8 +70,8 @@ impl<P: Portal, A: Access> Bench<P, A> {
             len: LEN as u32,
         };
         let tag = Tag {
-            flight: 7,
-            slot: self.next,
+            serial: 7,
+            place: self.next,
         };
         self.next += 1;
         // SAFETY: `memory` outlives the queue's work and is only looked at between copies.
@@ -88,8 +88,8 @@ impl<P: Portal, A: Access> Bench<P, A> {
     fn poll(&mut self) -> (Vec<(u16, Outcome)>, Health) {
         let mut seen = Vec::new();
         let health = self.queue.poll(&mut |tag, outcome| {
-            assert_eq!(tag.flight, 7);
-            seen.push((tag.slot, outcome));
+            assert_eq!(tag.serial, 7);
+            seen.push((tag.place, outcome));
         });
         (seen, health)
     }

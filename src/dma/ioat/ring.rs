@@ -15,8 +15,8 @@ const DESCRIPTOR: u64 = 64;
 const WORDS: usize = 8;
 const CONTROL_SHIFT: u32 = 32;
 const NOBODY: Tag = Tag {
-    flight: u32::MAX,
-    slot: u16::MAX,
+    serial: u32::MAX,
+    place: u16::MAX,
 };
 
 /// Descriptors that point to each other in a circle, the completion word, and who waits for what.

@@ -77,8 +77,8 @@ impl Bench {
 
     fn stage_copy(&mut self, copy: Transfer) {
         let tag = Tag {
-            flight: 7,
-            slot: self.next,
+            serial: 7,
+            place: self.next,
         };
         self.next += 1;
         // SAFETY: `memory` outlives the channel and is only looked at between copies.
@@ -95,8 +95,8 @@ impl Bench {
     fn poll(&mut self) -> (Vec<(u16, Outcome)>, Health) {
         let mut seen = Vec::new();
         let health = self.channel.poll(&mut |tag, outcome| {
-            assert_eq!(tag.flight, 7);
-            seen.push((tag.slot, outcome));
+            assert_eq!(tag.serial, 7);
+            seen.push((tag.place, outcome));
         });
         (seen, health)
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::with_port;
 use crate::dpdk::abi::rte_eth_dev;
+use crate::dpdk::eal;
 use crate::dpdk::ethdev::{EthDev, QueueState};
-use crate::dpdk::malloc;
 use crate::dpdk::mempool::Mempool;
 use crate::dpdk::sys::{
     RTE_ETH_BURST_FLAG_PER_QUEUE, RTE_ETH_RX_DESC_AVAIL, RTE_ETH_RX_DESC_DONE,
@@ -122,17 +122,30 @@ pub(super) unsafe fn release_tx(dev: EthDev, index: u16) {
     unsafe { dev.set_tx_queue(index, ptr::null_mut()) };
     if let Some(queue) = NonNull::new(queue) {
         // SAFETY: what queue setup made, unused from now on (caller).
-        unsafe { malloc::free(queue) };
+        unsafe { TxQueue::destroy(queue) };
     }
 }
 
-/// Sent mbufs are free when a burst returns, so there are none to wait for.
+/// Sent mbufs are free when a burst returns, but for those that copy engines have. `free` is the
+/// most to be freed; 0: all.
 ///
 /// # Safety
 ///
-/// See [`dev_configure`](super::dev_configure).
-pub(super) unsafe extern "C" fn tx_done_cleanup(_queue: *mut c_void, _free: u32) -> c_int {
-    0
+/// Called by ethdev, with what tx queue setup stored.
+pub(super) unsafe extern "C" fn tx_done_cleanup(queue: *mut c_void, free: u32) -> c_int {
+    guard::catch(-libc::EFAULT, || {
+        // SAFETY: what tx queue setup stored (caller).
+        let queue = unsafe { TxQueue::from_ptr(queue) };
+        let most = match free {
+            0 => usize::MAX,
+            most => most as usize,
+        };
+        let freed = queue
+            .filter(|_| eal::is_primary())
+            .and_then(TxQueue::lane)
+            .map_or(0, |(_, lane)| lane.reap(most));
+        c_int::try_from(freed).unwrap_or(c_int::MAX)
+    })
 }
 
 /// # Safety

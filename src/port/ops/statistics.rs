@@ -13,7 +13,7 @@ use crate::dpdk::sys::{
 };
 use crate::dpdk::varying::{PortCounters, Ptypes, StatsWriter, VaryingOps};
 use crate::guard;
-use crate::port::queue::{self, RxQueue, TxQueue};
+use crate::port::queue::{self, RxQueue, TxQueue, shared_of};
 use crate::port::stats::{Basic, QueueStats};
 use crate::port::xstats;
 
@@ -128,9 +128,12 @@ unsafe fn fill<T>(
             return -libc::ENODEV;
         };
         let (rx, tx) = dev.queue_counts();
-        let count = xstats::count(rx, tx);
+        // SAFETY: in an operation of the port.
+        let dma = unsafe { shared_of(dev) }.is_some_and(|shared| shared.dma);
+        let queues = xstats::Queues { rx, tx, dma };
+        let count = xstats::count(queues);
         if !out.is_null() && room as usize >= count {
-            for (index, (id, xstat)) in (0..).zip(xstats::all(rx, tx)).enumerate() {
+            for (index, (id, xstat)) in (0..).zip(xstats::all(queues)).enumerate() {
                 // SAFETY: below `count`, so within the caller's array.
                 let place = unsafe { out.add(index) };
                 // SAFETY: as above.

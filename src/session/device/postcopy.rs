@@ -35,6 +35,7 @@ impl Device {
         let postcopy = Postcopy::begin(&self.place.socket, &*self.place.spawn)?;
         let shared = postcopy.share()?;
         self.postcopy = Some(postcopy);
+        self.place.events.postcopy(true);
         say!(Info, self.iface(), "postcopy begins");
         Ok(shared)
     }
@@ -77,10 +78,19 @@ impl Device {
     /// `POSTCOPY_END`: all memory is here. This, too, comes once for each queue pair.
     pub(in crate::session) fn end_postcopy(&mut self) -> Result<(), RequestError> {
         self.may_come_so()?;
-        if self.postcopy.take().is_some() {
+        if self.forget_postcopy() {
             say!(Info, self.iface(), "postcopy is over");
         }
         Ok(())
+    }
+
+    /// Nothing is awaited of the migration any more; whether there was one.
+    pub(super) fn forget_postcopy(&mut self) -> bool {
+        let begun = self.postcopy.take().is_some();
+        if begun {
+            self.place.events.postcopy(false);
+        }
+        begun
     }
 
     /// Memory of the frontend was mapped at `bases`.

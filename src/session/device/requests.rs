@@ -67,7 +67,7 @@ impl Device {
     }
 
     pub(in crate::session) fn forget_all(&mut self) {
-        self.postcopy = None;
+        self.forget_postcopy();
         self.link_down();
         for index in self.indices(|_| true) {
             self.pause(index);
@@ -153,6 +153,9 @@ impl Device {
         let packed = self.packed();
         let (_, vring) = self.vring(index.into())?;
         vring.setup.forget();
+        if vring.held {
+            return Err(RequestError::Held(index));
+        }
         Ok(vring.setup.base(packed))
     }
 

@@ -1,0 +1,630 @@
+//! An engine that queues of any number of ports share.
+//!
+//! The channel notes every copy that it gives to its engine, and believes each report once: an engine
+//! that tells of anything else is dead. So is one that halts too often, or stands still. Copies that
+//! a dead engine did not report are done by the CPU, as soon as it is sure that the engine does not
+//! write any more.
+
+use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
+
+use super::flight::Board;
+use super::{Addr, Engine, Halted, Health, Tag, Transfer};
+use crate::log::PORT;
+
+/// An engine may halt so often...
+const RECOVERIES: usize = 3;
+/// ...in this time.
+const RECOVERY_PERIOD_MS: u64 = 10_000;
+/// How often a burst looks for the lock of an engine before it does without.
+const SPINS: u32 = 2000;
+
+/// A copy that the engine has.
+#[derive(Clone, Copy, Debug, Default)]
+struct Copying {
+    serial: u32,
+    user: u32,
+    place: u16,
+    live: bool,
+}
+
+/// Copies that the engine has, by number.
+#[derive(Debug)]
+struct Copies {
+    all: Box<[Copying]>,
+    /// Numbers that are free: the first `left`.
+    free: Box<[u16]>,
+    left: usize,
+    serial: u32,
+    reported: u64,
+}
+
+impl Copies {
+    fn new(most: usize) -> Self {
+        let most = u16::try_from(most).unwrap_or(u16::MAX);
+        Self {
+            all: vec![Copying::default(); most.into()].into(),
+            free: (0..most).rev().collect(),
+            left: most.into(),
+            serial: 0,
+            reported: 0,
+        }
+    }
+
+    fn outstanding(&self) -> usize {
+        self.all.len() - self.left
+    }
+
+    /// Puts a number back on the list, on which it was before: there is room.
+    fn release(free: &mut [u16], left: &mut usize, number: u16) {
+        if let Some(place) = free.get_mut(*left) {
+            *place = number;
+            *left += 1;
+        }
+    }
+
+    fn add(&mut self, user: u32, place: u16) -> Option<Tag> {
+        let last = self.left.checked_sub(1)?;
+        let number = *self.free.get(last)?;
+        self.left = last;
+        self.serial = self.serial.wrapping_add(1);
+        *self.all.get_mut(usize::from(number))? = Copying {
+            serial: self.serial,
+            user,
+            place,
+            live: true,
+        };
+        Some(Tag {
+            serial: self.serial,
+            place: number,
+        })
+    }
+
+    /// The copy of `tag`, once.
+    fn take(&mut self, tag: Tag) -> Option<Copying> {
+        let place = self.all.get_mut(usize::from(tag.place))?;
+        if !place.live || place.serial != tag.serial {
+            return None;
+        }
+        place.live = false;
+        let copy = *place;
+        Self::release(&mut self.free, &mut self.left, tag.place);
+        self.reported = self.reported.wrapping_add(1);
+        Some(copy)
+    }
+
+    fn has(&self, user: u32) -> bool {
+        let busy = |copy: &Copying| copy.live && copy.user == user;
+        self.outstanding() != 0 && self.all.iter().any(busy)
+    }
+
+    /// Ends all copies that are left, each with `end`.
+    fn end_all(&mut self, mut end: impl FnMut(Copying)) {
+        for (number, copy) in (0..).zip(&mut self.all) {
+            if std::mem::replace(&mut copy.live, false) {
+                Self::release(&mut self.free, &mut self.left, number);
+                end(*copy);
+            }
+        }
+    }
+}
+
+/// A range that the engine was told of.
+#[derive(Debug)]
+struct Mapping {
+    start: usize,
+    len: usize,
+    users: usize,
+    mapped: bool,
+}
+
+struct Inner {
+    /// Dropped by the channel, unless it may still use its own memory.
+    engine: ManuallyDrop<Box<dyn Engine>>,
+    copies: Copies,
+    users: Vec<Option<Arc<Board>>>,
+    /// Milliseconds since the beginning, as the watchdog told it last: bursts do not ask for it.
+    clock: u64,
+    /// The last ones.
+    recoveries: [Option<u64>; RECOVERIES],
+    /// Reports when the watchdog looked last, and since when there were no others.
+    watched: Option<(u64, Instant)>,
+    /// The watchdog rang the doorbell again.
+    nudged: bool,
+    mappings: Vec<Mapping>,
+    /// It is dead.
+    halted: Option<Halted>,
+}
+
+impl Inner {
+    fn boards(&self) -> impl Iterator<Item = &Board> {
+        self.users.iter().flatten().map(|board| &**board)
+    }
+
+    /// Ends the engine for good.
+    #[cold]
+    #[inline(never)]
+    fn die(&mut self, name: &str, why: &str) -> Halted {
+        if let Some(halted) = self.halted {
+            return halted;
+        }
+        let halted = self.engine.halt();
+        self.halted = Some(halted);
+        let left = self.copies.outstanding();
+        let rest = match halted {
+            Halted::Proven => "the CPU copies from now on",
+            Halted::Unproven => "it may still write, so what it was given stays as it is",
+        };
+        log::error!(target: PORT, "engine {name} is dead: {why}; {left} copies were under way; {rest}");
+        if halted == Halted::Proven {
+            let users = &self.users;
+            self.copies.end_all(|copy| {
+                if let Some(Some(board)) = users.get(copy.user as usize) {
+                    board.give_up(copy.place);
+                }
+            });
+        }
+        self.boards().for_each(Board::died);
+        halted
+    }
+
+    /// Polls the engine; why it must die, if so.
+    fn poll(&mut self) -> Option<&'static str> {
+        let Self {
+            engine,
+            copies,
+            users,
+            ..
+        } = self;
+        let mut lies = false;
+        let health = engine.poll(&mut |tag, outcome| match copies.take(tag) {
+            Some(copy) => {
+                if let Some(Some(board)) = users.get(copy.user as usize) {
+                    board.done(copy.place, outcome);
+                }
+            }
+            None => lies = true,
+        });
+        if lies {
+            return Some("it reports copies that it does not have");
+        }
+        match health {
+            Health::Running => None,
+            Health::Halted => self.recover(),
+            Health::Dead => Some("it does not answer, or makes no sense"),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn recover(&mut self) -> Option<&'static str> {
+        let now = self.clock;
+        let recent = |then: u64| now.saturating_sub(then) < RECOVERY_PERIOD_MS;
+        let place = self
+            .recoveries
+            .iter_mut()
+            .find(|then| !then.is_some_and(recent));
+        let Some(place) = place else {
+            return Some("it halts again and again");
+        };
+        *place = Some(now);
+        if !self.engine.recover() {
+            return Some("it halted and did not go on");
+        }
+        self.boards().for_each(Board::recovered);
+        None
+    }
+}
+
+/// An engine, its lock, its users and its health.
+pub struct Channel {
+    name: String,
+    dead: AtomicBool,
+    born: Instant,
+    max_copy: u32,
+    patience: Duration,
+    inner: Mutex<Inner>,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Channel({})", self.name)
+    }
+}
+
+impl Channel {
+    /// A channel of that name for an engine that has nothing to do.
+    pub fn new(name: &str, engine: Box<dyn Engine>) -> Self {
+        Self {
+            name: name.to_owned(),
+            dead: AtomicBool::new(false),
+            born: Instant::now(),
+            max_copy: engine.max_copy().max(1),
+            patience: engine.patience(),
+            inner: Mutex::new(Inner {
+                copies: Copies::new(engine.room()),
+                engine: ManuallyDrop::new(engine),
+                users: Vec::new(),
+                clock: 0,
+                recoveries: [None; RECOVERIES],
+                watched: None,
+                nudged: false,
+                mappings: Vec::new(),
+                halted: None,
+            }),
+        }
+    }
+
+    /// The engine's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the engine will not be used any more.
+    #[inline]
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    /// The longest copy in bytes.
+    #[inline]
+    pub fn max_copy(&self) -> u32 {
+        self.max_copy
+    }
+
+    /// How long the engine may have copies and report none.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// How many copies the engine can have.
+    pub fn depth(&self) -> usize {
+        self.lock().copies.all.len()
+    }
+
+    /// For control threads. A panic in an engine leaves the notes of its copies whole.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For bursts: never waits long. An engine that has panicked is not used in bursts any more.
+    #[inline]
+    fn lock_soon(&self, spins: u32) -> Option<MutexGuard<'_, Inner>> {
+        for _ in 0..spins {
+            match self.inner.try_lock() {
+                Ok(inner) => return Some(inner),
+                Err(TryLockError::Poisoned(_)) => return None,
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
+        None
+    }
+
+    /// Makes a flight known to the engine; the number names it in [`Burst::stage`].
+    pub fn attach(&self, board: &Arc<Board>) -> u32 {
+        let mut inner = self.lock();
+        let free = inner.users.iter().position(Option::is_none);
+        let number = free.unwrap_or(inner.users.len());
+        if free.is_none() {
+            inner.users.push(None);
+        }
+        if let Some(place) = inner.users.get_mut(number) {
+            *place = Some(Arc::clone(board));
+        }
+        u32::try_from(number).unwrap_or(u32::MAX)
+    }
+
+    /// Forgets a flight; one of which the engine still has copies keeps its number.
+    pub fn detach(&self, user: u32) {
+        let mut inner = self.lock();
+        if inner.copies.has(user) {
+            return;
+        }
+        if let Some(place) = inner.users.get_mut(user as usize) {
+            *place = None;
+        }
+    }
+
+    /// Begins to hand over the copies of a burst of flight `user`. `None` when the engine is dead, or
+    /// others have it.
+    #[inline]
+    pub fn burst(&self, user: u32) -> Option<Burst<'_>> {
+        if self.is_dead() {
+            return None;
+        }
+        let inner = self.lock_soon(SPINS)?;
+        if inner.halted.is_some() {
+            return None;
+        }
+        let room = inner.engine.room().min(inner.copies.left);
+        Some(Burst {
+            inner,
+            user,
+            room,
+            staged: false,
+        })
+    }
+
+    /// Polls the engine once, unless somebody else uses it just now.
+    #[inline]
+    pub fn reap(&self) {
+        if !self.is_dead()
+            && let Some(inner) = self.lock_soon(1)
+        {
+            self.poll(inner);
+        }
+    }
+
+    /// As [`reap`](Self::reap), but waits for others. Not for lcores.
+    pub fn reap_now(&self) {
+        if !self.is_dead() {
+            self.poll(self.lock());
+        }
+    }
+
+    #[inline]
+    fn poll(&self, mut inner: MutexGuard<'_, Inner>) {
+        if inner.halted.is_none()
+            && inner.copies.outstanding() != 0
+            && let Some(why) = inner.poll()
+        {
+            self.bury(&mut inner, why);
+        }
+    }
+
+    #[cold]
+    fn bury(&self, inner: &mut Inner, why: &str) -> Halted {
+        self.dead.store(true, Ordering::Relaxed);
+        inner.die(&self.name, why)
+    }
+
+    /// Ends the engine. With [`Halted::Proven`] all its copies have come back to their flights.
+    pub fn kill(&self, why: &str) -> Halted {
+        let mut inner = self.lock();
+        self.bury(&mut inner, why)
+    }
+
+    /// The watchdog: an engine that has copies and reports none for half of its patience is told of
+    /// them again; after all of it, it is dead. To be called every few milliseconds.
+    pub fn watch(&self, now: Instant) {
+        if self.is_dead() {
+            return;
+        }
+        let Some(mut inner) = self.lock_soon(1) else {
+            return;
+        };
+        let age = now.saturating_duration_since(self.born);
+        inner.clock = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        if inner.copies.outstanding() == 0 {
+            inner.watched = None;
+            return;
+        }
+        let reported = inner.copies.reported;
+        match inner.watched {
+            Some((seen, since)) if seen == reported => {
+                let still = now.saturating_duration_since(since);
+                if still >= self.patience {
+                    self.bury(&mut inner, "it finishes no copy any more");
+                } else if still >= self.patience / 2 && !std::mem::replace(&mut inner.nudged, true)
+                {
+                    self.wake(&mut inner);
+                }
+            }
+            _ => {
+                inner.watched = Some((reported, now));
+                inner.nudged = false;
+            }
+        }
+    }
+
+    /// Whether the engine has copies of flight `user`.
+    pub fn has_copies_of(&self, user: u32) -> bool {
+        self.lock().copies.has(user)
+    }
+
+    /// Has the engine look whether it missed a doorbell, or stopped.
+    pub fn nudge(&self) {
+        let mut inner = self.lock();
+        if inner.halted.is_none() {
+            self.wake(&mut inner);
+        }
+    }
+
+    fn wake(&self, inner: &mut Inner) {
+        let why = match inner.engine.nudge() {
+            Health::Running => None,
+            Health::Halted => inner.recover(),
+            Health::Dead => Some("it does not answer, or makes no sense"),
+        };
+        if let Some(why) = why {
+            self.bury(inner, why);
+        }
+    }
+
+    /// Lets the engine reach `len` bytes of guest memory at `start`, both multiples of the page size;
+    /// once for each [`unmap`](Self::unmap).
+    pub fn map(&self, start: *const u8, len: usize) {
+        let mut inner = self.lock();
+        let at = start.addr();
+        let same = |known: &&mut Mapping| (known.start, known.len) == (at, len);
+        if let Some(known) = inner.mappings.iter_mut().find(same) {
+            known.users += 1;
+            return;
+        }
+        let result = match inner.halted {
+            None => inner.engine.map(start, len),
+            Some(_) => Ok(()),
+        };
+        if let Err(error) = &result {
+            log::warn!(
+                target: PORT,
+                "engine {} does not reach {len} bytes of guest memory, the CPU copies there: {error}",
+                self.name
+            );
+        }
+        let mapped = result.is_ok() && inner.halted.is_none();
+        inner.mappings.push(Mapping {
+            start: at,
+            len,
+            users: 1,
+            mapped,
+        });
+    }
+
+    /// Undoes [`map`](Self::map), before the memory goes.
+    pub fn unmap(&self, start: *const u8, len: usize) {
+        let mut inner = self.lock();
+        let at = start.addr();
+        let same = |known: &Mapping| (known.start, known.len) == (at, len);
+        let Some(nth) = inner.mappings.iter().position(same) else {
+            return;
+        };
+        if let Some(known) = inner.mappings.get_mut(nth) {
+            known.users -= 1;
+            if known.users != 0 {
+                return;
+            }
+        }
+        let known = inner.mappings.swap_remove(nth);
+        if known.mapped {
+            inner.engine.unmap(start, len);
+        }
+    }
+}
+
+/// The copies of a burst, on their way to the engine; they start when this is dropped.
+pub struct Burst<'c> {
+    inner: MutexGuard<'c, Inner>,
+    user: u32,
+    room: usize,
+    staged: bool,
+}
+
+impl Burst<'_> {
+    /// Copies that can be staged now.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// The copy of `len` bytes as the engine knows it; `None` when it cannot reach one of both.
+    #[inline]
+    pub fn transfer(&self, from: *const u8, to: *const u8, len: u32) -> Option<Transfer> {
+        Some(Transfer {
+            from: self.reach(from, len)?,
+            to: self.reach(to, len)?,
+            len,
+        })
+    }
+
+    #[inline]
+    fn reach(&self, at: *const u8, len: u32) -> Option<Addr> {
+        self.inner.engine.translate(at, len)
+    }
+
+    /// Hands a copy to the engine, for the slot at `place`. There was [`room`](Self::room).
+    ///
+    /// # Safety
+    ///
+    /// As for [`Engine::stage`]: `copy` is from [`transfer`](Self::transfer), of bytes that stay until
+    /// the slot has landed, or for ever when it never does.
+    #[inline]
+    pub unsafe fn stage(&mut self, copy: Transfer, place: u16) {
+        let Some(tag) = self.inner.copies.add(self.user, place) else {
+            return;
+        };
+        // SAFETY: the caller's promise; there is room in the engine as long as `room` is not 0.
+        unsafe { self.inner.engine.stage(copy, tag) };
+        self.room = self.room.saturating_sub(1);
+        self.staged = true;
+    }
+}
+
+impl Drop for Burst<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.staged {
+            self.inner.engine.submit();
+        }
+    }
+}
+
+/// Why an engine cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is none of that name, or it does not do what is needed.
+    #[error("{0}")]
+    Unusable(String),
+    /// Somebody else has it.
+    #[error("{0}")]
+    Busy(String),
+    /// It failed earlier.
+    #[error("it failed earlier in this process, and is not used again")]
+    Failed,
+}
+
+/// The engines of this process that are in use, and the names of those that have died.
+#[derive(Debug, Default)]
+struct Registry {
+    open: Vec<(String, Weak<Channel>)>,
+    dead: Vec<String>,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    open: Vec::new(),
+    dead: Vec::new(),
+});
+
+fn registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if self.is_dead() {
+            registry().dead.push(self.name.clone());
+        }
+        let inner = self.inner.get_mut();
+        let inner = inner.unwrap_or_else(PoisonError::into_inner);
+        let halted = match inner.halted {
+            Some(halted) => halted,
+            None => inner.engine.halt(),
+        };
+        if halted == Halted::Proven || inner.copies.outstanding() == 0 {
+            // SAFETY: once, and the channel is not used after this.
+            unsafe { ManuallyDrop::drop(&mut inner.engine) };
+        }
+    }
+}
+
+/// The engine of this name; the first who asks for it has it made.
+///
+/// # Errors
+///
+/// What `make` says, or the engine has died.
+pub fn open(
+    name: &str,
+    make: impl FnOnce() -> Result<Box<dyn Engine>, OpenError>,
+) -> Result<Arc<Channel>, OpenError> {
+    let mut registry = registry();
+    registry
+        .open
+        .retain(|(_, channel)| channel.strong_count() != 0);
+    let known = registry.open.iter().find(|(known, _)| known == name);
+    if let Some(channel) = known.and_then(|(_, channel)| channel.upgrade()) {
+        return Ok(channel);
+    }
+    if registry.dead.iter().any(|dead| dead == name) {
+        return Err(OpenError::Failed);
+    }
+    let channel = Arc::new(Channel::new(name, make()?));
+    registry
+        .open
+        .push((name.to_owned(), Arc::downgrade(&channel)));
+    Ok(channel)
+}
+
+#[cfg(test)]
+mod tests;

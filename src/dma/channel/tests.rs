@@ -1,0 +1,163 @@
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "numbers of tests are small"
+)]
+
+use super::*;
+use crate::dma::flight::Flight;
+use crate::testing::dma::{Fault, Faulty, SimEngine};
+
+/// Puts a packet with one copy of 4 bytes under way.
+fn fly(channel: &Channel, user: u32, flight: &mut Flight<u8>, from: &[u8; 4], to: &mut [u8; 4]) {
+    let mut burst = channel.burst(user).unwrap();
+    let transfer = burst.transfer(from.as_ptr(), to.as_ptr(), 4).unwrap();
+    // SAFETY: the tests keep both longer than channel and flight.
+    assert!(unsafe { flight.plan((from.as_ptr(), to.as_mut_ptr()), transfer, 0) });
+    flight.append(Some(0), |transfer, place| {
+        // SAFETY: as above.
+        unsafe { burst.stage(transfer, place) };
+    });
+}
+
+#[test]
+fn an_engine_is_made_once_for_all_who_ask() {
+    let make = || Ok(Box::new(SimEngine::new(4)) as Box<dyn Engine>);
+    let one = open("one for all", make).unwrap();
+    let two = open("one for all", || panic!("it is open")).unwrap();
+    assert!(Arc::ptr_eq(&one, &two));
+    drop((one, two));
+    open("one for all", make).unwrap();
+    let error = open("not there", || Err(OpenError::Unusable("no".into())));
+    assert_eq!(error.unwrap_err().to_string(), "no");
+}
+
+#[test]
+fn a_dead_engine_is_not_opened_again() {
+    let make = || Ok(Box::new(SimEngine::new(4)) as Box<dyn Engine>);
+    let channel = open("soon dead", make).unwrap();
+    assert_eq!(channel.kill("of a test"), Halted::Proven);
+    // Who shares it gets it, dead as it is.
+    assert!(open("soon dead", make).unwrap().is_dead());
+    drop(channel);
+    assert!(matches!(open("soon dead", make), Err(OpenError::Failed)));
+}
+
+#[test]
+fn numbers_of_flights_are_used_again_when_nothing_is_under_way() {
+    let channel = Channel::new("numbers", Box::new(SimEngine::new(4)));
+    let (from, mut to) = ([1; 4], [0; 4]);
+    let mut one = Flight::new(4, 4);
+    let two = Flight::<u8>::new(4, 4);
+    let user = channel.attach(one.board());
+    assert_eq!((user, channel.attach(two.board())), (0, 1));
+    fly(&channel, user, &mut one, &from, &mut to);
+    assert!(channel.has_copies_of(0) && !channel.has_copies_of(1));
+    channel.detach(0);
+    channel.detach(1);
+    assert_eq!(channel.attach(two.board()), 1, "0 is still in use");
+    channel.reap();
+    assert!(one.land(|_, _| {}).is_some());
+    channel.detach(0);
+    assert_eq!(channel.attach(two.board()), 0);
+    assert_eq!(to, from);
+}
+
+#[test]
+fn there_is_no_more_room_than_the_engine_has() {
+    let channel = Channel::new("room", Box::new(SimEngine::new(4)));
+    let (from, mut to) = ([1; 4], [0; 4]);
+    let mut flight = Flight::new(16, 16);
+    let user = channel.attach(flight.board());
+    for left in (0..4).rev() {
+        fly(&channel, user, &mut flight, &from, &mut to);
+        assert_eq!(channel.burst(user).unwrap().room(), left);
+    }
+    channel.reap_now();
+    assert_eq!(channel.burst(user).unwrap().room(), 4);
+}
+
+#[test]
+fn a_burst_does_not_wait_for_long() {
+    let channel = Channel::new("busy", Box::new(SimEngine::new(4)));
+    let flight = Flight::<u8>::new(4, 4);
+    let user = channel.attach(flight.board());
+    let held = channel.burst(user);
+    assert!(held.is_some());
+    assert!(channel.burst(user).is_none());
+    channel.reap();
+    drop(held);
+    assert!(channel.burst(user).is_some());
+}
+
+#[test]
+fn a_report_counts_once_even_when_its_place_has_a_new_copy() {
+    let mut copies = Copies::new(2);
+    let first = copies.add(0, 7).unwrap();
+    assert_eq!(copies.take(first).map(|copy| copy.place), Some(7));
+    assert!(copies.take(first).is_none());
+    let second = copies.add(0, 8).unwrap();
+    assert_eq!(second.place, first.place);
+    assert!(copies.take(first).is_none());
+    assert_eq!(copies.take(second).map(|copy| copy.place), Some(8));
+    let beyond = Tag {
+        serial: 1,
+        place: 2,
+    };
+    assert!(copies.take(beyond).is_none());
+}
+
+#[test]
+fn recoveries_are_forgiven_after_a_while() {
+    let (engine, faults) = Faulty::new(SimEngine::new(4));
+    let channel = Channel::new("halts", Box::new(engine));
+    let mut inner = channel.lock();
+    for nth in 0..10 {
+        inner.clock = nth * 5_000;
+        assert_eq!(inner.recover(), None, "two in ten seconds");
+    }
+    inner.clock = 1_000_000;
+    for _ in 0..3 {
+        assert_eq!(inner.recover(), None);
+    }
+    assert!(inner.recover().is_some());
+    assert_eq!(faults.lock().unwrap().recoveries, 13);
+}
+
+#[test]
+fn memory_is_mapped_for_the_first_and_unmapped_for_the_last() {
+    let (engine, faults) = Faulty::new(SimEngine::new(4));
+    let channel = Channel::new("maps", Box::new(engine));
+    let page = [0_u8; 8];
+    let mappings = || faults.lock().unwrap().mappings;
+    channel.map(page.as_ptr(), 8);
+    channel.map(page.as_ptr(), 8);
+    assert_eq!(mappings(), 1);
+    channel.unmap(page.as_ptr(), 8);
+    assert_eq!(mappings(), 1);
+    channel.unmap(page.as_ptr(), 8);
+    channel.unmap(page.as_ptr(), 8);
+    assert_eq!(mappings(), 0);
+    faults.lock().unwrap().unmappable = true;
+    channel.map(page.as_ptr(), 8);
+    channel.unmap(page.as_ptr(), 8);
+    assert_eq!(mappings(), 0, "what was not mapped is not unmapped");
+}
+
+#[test]
+fn when_an_engine_dies_all_its_flights_hear_of_it() {
+    let (engine, faults) = Faulty::new(SimEngine::new(8));
+    faults.lock().unwrap().every = Some(Fault::Lost);
+    let channel = Channel::new("dies", Box::new(engine));
+    let (from, mut to) = ([1; 4], [0; 4]);
+    let mut flights = [Flight::new(4, 4), Flight::new(4, 4)];
+    for flight in &mut flights {
+        let user = channel.attach(flight.board());
+        fly(&channel, user, flight, &from, &mut to);
+    }
+    assert_eq!(channel.kill("of a test"), Halted::Proven);
+    for flight in &mut flights {
+        assert_eq!(flight.take_events().deaths, 1);
+        assert_eq!(flight.land(|_, _| {}).map(|landed| landed.redone), Some(1));
+    }
+    assert_eq!(to, from);
+}

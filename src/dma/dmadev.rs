@@ -1,0 +1,550 @@
+//! Any dmadev of DPDK's.
+//!
+//! Its library is not linked: whoever has a dmadev has loaded it, so its functions are looked up by
+//! name. The calls of the data path are inline in C, over an array of function pointers whose
+//! elements begin alike in all lines of DPDK; their size differs.
+
+use core::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::CString;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::channel::OpenError;
+use super::vfio::{Container, Reach};
+use super::{Addr, Engine, Halted, Health, Outcome, PATIENCE, THREAD_PATIENCE, Tag, Transfer};
+
+/// The library, of the line of DPDK that this is built for.
+const LIBRARY: &CStr = if cfg!(dpdk_22_11) {
+    c"librte_dmadev.so.23"
+} else if cfg!(dpdk_24_11) {
+    c"librte_dmadev.so.25"
+} else {
+    c"librte_dmadev.so.26"
+};
+
+/// Bytes of an element of `rte_dma_fp_objs`.
+const STRIDE: usize = if cfg!(dpdk_24_11) { 64 } else { 128 };
+
+/// Capability: memory to memory.
+const MEM_TO_MEM: u64 = 1 << 0;
+/// Capability: takes virtual addresses.
+const SVA: u64 = 1 << 4;
+/// Capability: copies.
+const COPY: u64 = 1 << 32;
+/// Flag of a copy: the destination should be in the last-level cache.
+const LLC: u64 = 1 << 2;
+
+/// What is asked in one call of `completed`.
+const MOST_REPORTS: u16 = 256;
+
+/// The beginning of `struct rte_dma_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Info {
+    name: *const c_char,
+    capabilities: u64,
+    max_vchans: u16,
+    max_desc: u16,
+    min_desc: u16,
+    max_sges: u16,
+    numa_node: i16,
+    nb_vchans: u16,
+    /// More, in later lines.
+    rest: [u64; 4],
+}
+
+/// `struct rte_dma_conf` and `struct rte_dma_vchan_conf`, as far as they are not 0. Both are smaller
+/// in all lines.
+#[repr(C, align(8))]
+struct Conf {
+    /// Number of channels; direction memory to memory (0).
+    first: u32,
+    /// Number of descriptors.
+    nb_desc: u16,
+    rest: [u8; 250],
+}
+
+/// The beginning of an element of `rte_dma_fp_objs`.
+#[repr(C)]
+struct FastPath {
+    private: *mut c_void,
+    copy: Option<unsafe extern "C" fn(*mut c_void, u16, u64, u64, u32, u64) -> c_int>,
+    copy_sg: *const c_void,
+    fill: *const c_void,
+    submit: Option<unsafe extern "C" fn(*mut c_void, u16) -> c_int>,
+    completed: Option<unsafe extern "C" fn(*mut c_void, u16, u16, *mut u16, *mut bool) -> u16>,
+    completed_status:
+        Option<unsafe extern "C" fn(*mut c_void, u16, u16, *mut u16, *mut c_int) -> u16>,
+    burst_capacity: Option<unsafe extern "C" fn(*const c_void, u16) -> u16>,
+}
+
+type ByName = unsafe extern "C" fn(*const c_char) -> c_int;
+type ById = unsafe extern "C" fn(i16) -> c_int;
+type InfoGet = unsafe extern "C" fn(i16, *mut Info) -> c_int;
+type Configure = unsafe extern "C" fn(i16, *const Conf) -> c_int;
+type VchanSetup = unsafe extern "C" fn(i16, u16, *const Conf) -> c_int;
+
+/// The functions of the library.
+#[derive(Clone, Copy)]
+struct Library {
+    id_by_name: ByName,
+    info_get: InfoGet,
+    configure: Configure,
+    vchan_setup: VchanSetup,
+    start: ById,
+    stop: ById,
+    /// A pointer to the array.
+    objects: *const *const u8,
+}
+
+impl Library {
+    /// The library that the application has loaded, if it has.
+    fn find() -> Option<Self> {
+        // SAFETY: only looks for a library that is loaded; it then stays loaded.
+        let library =
+            unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        let find = |name: &CStr| -> Option<*mut c_void> {
+            // The application first: it may be linked statically, or have a copy of the array's
+            // pointer, which the library then uses, too.
+            // SAFETY: a string.
+            let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+            if !symbol.is_null() || library.is_null() {
+                return (!symbol.is_null()).then_some(symbol);
+            }
+            // SAFETY: the handle from above, and a string.
+            let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+            (!symbol.is_null()).then_some(symbol)
+        };
+        macro_rules! function {
+            ($name:literal as $kind:ty) => {{
+                let symbol = find($name)?;
+                // SAFETY: the function of that name has this signature in all lines that are known,
+                // but for the size of structs, which are made larger here.
+                unsafe { std::mem::transmute::<*mut c_void, $kind>(symbol) }
+            }};
+        }
+        Some(Self {
+            id_by_name: function!(c"rte_dma_get_dev_id_by_name" as ByName),
+            info_get: function!(c"rte_dma_info_get" as InfoGet),
+            configure: function!(c"rte_dma_configure" as Configure),
+            vchan_setup: function!(c"rte_dma_vchan_setup" as VchanSetup),
+            start: function!(c"rte_dma_start" as ById),
+            stop: function!(c"rte_dma_stop" as ById),
+            objects: find(c"rte_dma_fp_objs")?.cast_const().cast(),
+        })
+    }
+}
+
+/// What to open.
+#[derive(Clone, Copy)]
+pub struct Wanted<'n> {
+    /// Its name.
+    pub name: &'n str,
+    /// A channel that the application has set up, memory to memory, and leaves to this driver.
+    pub vchan: Option<u16>,
+    /// Copies that it should have room for.
+    pub ring_size: u32,
+    /// Its driver's stop is no proof that copies have ended.
+    pub stops_in_name_only: bool,
+    /// Where devices reach memory that do not take virtual addresses.
+    pub container: fn() -> Arc<dyn Container>,
+}
+
+/// Names of devices that are threads begin like this.
+const SKELETON: &str = "dma_skeleton";
+
+/// A dmadev, or one of its channels.
+pub struct Dmadev {
+    library: Library,
+    id: i16,
+    vchan: u16,
+    object: *const FastPath,
+    /// What it reaches; `None`: it takes virtual addresses.
+    reach: Option<Reach>,
+    /// Started here, so stopped here.
+    ours: bool,
+    stops_in_name_only: bool,
+    /// It is DPDK's thread that stands for a device.
+    is_thread: bool,
+    /// It was stopped; whether that worked.
+    stopped: Option<bool>,
+    /// Copies under way, oldest at `reported`; a power of two.
+    tags: Box<[Tag]>,
+    staged: u32,
+    reported: u32,
+    /// What the device calls the copy at `reported`, once there was one.
+    index: Option<u16>,
+    /// Copies that it refused; to be reported.
+    refused: Vec<Tag>,
+    broken: bool,
+}
+
+// SAFETY: a dmadev's channel may be used by any thread, one at a time (rte_dmadev.h), as `Engine` is.
+unsafe impl Send for Dmadev {}
+
+/// Whether there is a dmadev of that name.
+pub fn exists(name: &str) -> bool {
+    let (Some(library), Ok(name)) = (Library::find(), CString::new(name)) else {
+        return false;
+    };
+    // SAFETY: a string.
+    unsafe { (library.id_by_name)(name.as_ptr()) >= 0 }
+}
+
+impl Dmadev {
+    /// Sets up and starts the dmadev that is `wanted`.
+    ///
+    /// # Errors
+    ///
+    /// There is none of that name, it cannot copy, or somebody else has started it.
+    pub fn open(wanted: Wanted<'_>) -> Result<Self, OpenError> {
+        let unusable = |why: String| OpenError::Unusable(why);
+        let library =
+            Library::find().ok_or_else(|| unusable("no dmadev driver is loaded".into()))?;
+        let name = CString::new(wanted.name).map_err(|error| unusable(error.to_string()))?;
+        // SAFETY: a string.
+        let id = unsafe { (library.id_by_name)(name.as_ptr()) };
+        let id = i16::try_from(id)
+            .ok()
+            .filter(|id| *id >= 0)
+            .ok_or_else(|| unusable("there is no dmadev of that name".into()))?;
+        let mut info = Info {
+            name: std::ptr::null(),
+            capabilities: 0,
+            max_vchans: 0,
+            max_desc: 0,
+            min_desc: 0,
+            max_sges: 0,
+            numa_node: 0,
+            nb_vchans: 0,
+            rest: [0; 4],
+        };
+        // SAFETY: a device of that number, and more room than any line's struct needs.
+        let result = unsafe { (library.info_get)(id, &raw mut info) };
+        check("rte_dma_info_get", result)?;
+        if info.capabilities & (MEM_TO_MEM | COPY) != MEM_TO_MEM | COPY {
+            return Err(unusable("the dmadev does not copy memory to memory".into()));
+        }
+        let most = u32::from(info.max_desc.max(1));
+        let least = u32::from(info.min_desc).max(2);
+        // The largest power of two that the device takes.
+        let size = wanted.ring_size.clamp(least, most);
+        let size = match size.is_power_of_two() {
+            true => size,
+            false if size.next_power_of_two() <= most => size.next_power_of_two(),
+            false => size.next_power_of_two() / 2,
+        };
+        if wanted.vchan.is_none() {
+            set_up(&library, id, size)?;
+        }
+        let places = match wanted.vchan {
+            None => size,
+            Some(_) => most.next_power_of_two(),
+        };
+        // SAFETY: the library's variable, which it fills when its first device is made.
+        let objects = unsafe { library.objects.read() };
+        if objects.is_null() {
+            return Err(unusable("the dmadev library has no devices".into()));
+        }
+        let nth = usize::from(id.unsigned_abs());
+        let object = objects.wrapping_add(nth * STRIDE).cast::<FastPath>();
+        Ok(Self {
+            library,
+            id,
+            vchan: wanted.vchan.unwrap_or(0),
+            object,
+            reach: match info.capabilities & SVA {
+                0 => Some(Reach::new((wanted.container)())),
+                _ => None,
+            },
+            ours: wanted.vchan.is_none(),
+            stops_in_name_only: wanted.stops_in_name_only,
+            is_thread: wanted.name.starts_with(SKELETON),
+            stopped: None,
+            tags: vec![
+                Tag {
+                    serial: 0,
+                    place: 0
+                };
+                places as usize
+            ]
+            .into(),
+            staged: 0,
+            reported: 0,
+            index: None,
+            refused: Vec::new(),
+            broken: false,
+        })
+    }
+
+    fn object(&self) -> &FastPath {
+        // SAFETY: the element of a device that exists: an application that takes a device away
+        // while a port uses it breaks the contract of its owner. The library never frees the array.
+        unsafe { &*self.object }
+    }
+
+    fn outstanding(&self) -> u32 {
+        self.staged.wrapping_sub(self.reported)
+    }
+
+    fn place(&self, at: u32) -> usize {
+        (at as usize) & (self.tags.len() - 1)
+    }
+
+    /// Reports the oldest copy.
+    fn report(&mut self, done: &mut dyn FnMut(Tag, Outcome), outcome: Outcome) {
+        if let Some(&tag) = self.tags.get(self.place(self.reported)) {
+            done(tag, outcome);
+        }
+        self.reported = self.reported.wrapping_add(1);
+        self.index = self.index.map(|index| index.wrapping_add(1));
+    }
+
+    /// Whether `count` more reports, up to the copy that the device calls `last`, can be true.
+    fn believes(&self, count: u16, last: u16) -> bool {
+        let expected = self
+            .index
+            .map(|index| index.wrapping_add(count).wrapping_sub(1));
+        u32::from(count) <= self.outstanding() && (count == 0 || expected == Some(last))
+    }
+
+    /// Takes the statuses behind a failed copy, until there are no more: without this the device
+    /// reports nothing any more.
+    #[cold]
+    #[inline(never)]
+    fn take_statuses(&mut self, done: &mut dyn FnMut(Tag, Outcome)) -> bool {
+        let Some(completed_status) = self.object().completed_status else {
+            return false;
+        };
+        let private = self.object().private;
+        let mut statuses = [0; MOST_REPORTS as usize];
+        while self.outstanding() != 0 {
+            let most = u16::try_from(self.outstanding()).unwrap_or(u16::MAX);
+            let mut last = 0;
+            // SAFETY: the device's own function, with its data, and room for `most` statuses.
+            let count = unsafe {
+                completed_status(
+                    private,
+                    self.vchan,
+                    most.min(MOST_REPORTS),
+                    &raw mut last,
+                    statuses.as_mut_ptr(),
+                )
+            };
+            if count == 0 {
+                break;
+            }
+            if !self.believes(count, last) || count > MOST_REPORTS {
+                return false;
+            }
+            for &status in statuses.iter().take(count.into()) {
+                let outcome = if status == 0 {
+                    Outcome::Copied
+                } else {
+                    Outcome::Failed
+                };
+                self.report(done, outcome);
+            }
+        }
+        true
+    }
+}
+
+/// Gives the device one channel of `size` descriptors, and starts it.
+fn set_up(library: &Library, id: i16, size: u32) -> Result<(), OpenError> {
+    let mut conf = Conf {
+        first: 1,
+        nb_desc: 0,
+        rest: [0; 250],
+    };
+    // SAFETY: a device that exists, and a struct with one channel and more zeros than any line has.
+    let result = unsafe { (library.configure)(id, &raw const conf) };
+    if result == -libc::EBUSY {
+        return Err(OpenError::Busy(
+            "the application has started the dmadev already; to share a channel that it has set \
+             up, write its number behind #"
+                .into(),
+        ));
+    }
+    check("rte_dma_configure", result)?;
+    conf.first = 0;
+    conf.nb_desc = u16::try_from(size).unwrap_or(1 << 15);
+    // SAFETY: as above; memory to memory.
+    let result = unsafe { (library.vchan_setup)(id, 0, &raw const conf) };
+    check("rte_dma_vchan_setup", result)?;
+    // SAFETY: a device that is set up.
+    let result = unsafe { (library.start)(id) };
+    check("rte_dma_start", result)
+}
+
+fn check(function: &str, result: c_int) -> Result<(), OpenError> {
+    match result {
+        0 => Ok(()),
+        result => {
+            let error = io::Error::from_raw_os_error(result.saturating_abs());
+            Err(OpenError::Unusable(format!("{function}: {error}")))
+        }
+    }
+}
+
+impl Engine for Dmadev {
+    fn room(&self) -> usize {
+        let object = self.object();
+        let capacity = object.burst_capacity.map_or(0, |capacity| {
+            // SAFETY: the device's own function, with its data.
+            unsafe { capacity(object.private, self.vchan) }
+        });
+        let free = self.tags.len() - self.outstanding() as usize - self.refused.len();
+        if self.broken {
+            0
+        } else {
+            free.min(capacity.into())
+        }
+    }
+
+    unsafe fn stage(&mut self, copy: Transfer, tag: Tag) {
+        let object = self.object();
+        let index = object.copy.map_or(-libc::ENOTSUP, |function| {
+            // SAFETY: the device's own function, with its data; the addresses are the caller's
+            // promise.
+            unsafe {
+                function(
+                    object.private,
+                    self.vchan,
+                    copy.from.0,
+                    copy.to.0,
+                    copy.len,
+                    LLC,
+                )
+            }
+        });
+        let Ok(index) = u16::try_from(index) else {
+            self.refused.push(tag);
+            return;
+        };
+        #[allow(clippy::cast_possible_truncation, reason = "indices wrap in 16 bits")]
+        let ahead = self.outstanding() as u16;
+        let first = self.index.map_or(index, |first| first.wrapping_add(ahead));
+        self.broken |= first != index;
+        if self.index.is_none() {
+            self.index = Some(index);
+        }
+        let place = self.place(self.staged);
+        if let Some(place) = self.tags.get_mut(place) {
+            *place = tag;
+        }
+        self.staged = self.staged.wrapping_add(1);
+    }
+
+    fn submit(&mut self) {
+        let object = self.object();
+        if let Some(submit) = object.submit {
+            // SAFETY: the device's own function, with its data.
+            unsafe { submit(object.private, self.vchan) };
+        }
+    }
+
+    fn poll(&mut self, done: &mut dyn FnMut(Tag, Outcome)) -> Health {
+        for tag in self.refused.drain(..) {
+            done(tag, Outcome::Failed);
+        }
+        if self.broken || self.stopped.is_some() {
+            return Health::Dead;
+        }
+        let Some(completed) = self.object().completed else {
+            return Health::Dead;
+        };
+        let private = self.object().private;
+        while self.outstanding() != 0 {
+            let most = u16::try_from(self.outstanding()).unwrap_or(u16::MAX);
+            let (mut last, mut error) = (0, false);
+            // SAFETY: the device's own function, with its data, and places for what it says.
+            let count = unsafe {
+                completed(
+                    private,
+                    self.vchan,
+                    most.min(MOST_REPORTS),
+                    &raw mut last,
+                    &raw mut error,
+                )
+            };
+            if !self.believes(count, last) {
+                return Health::Dead;
+            }
+            for _ in 0..count {
+                self.report(done, Outcome::Copied);
+            }
+            if error {
+                if !self.take_statuses(done) {
+                    return Health::Dead;
+                }
+            } else if count < MOST_REPORTS {
+                break;
+            }
+        }
+        Health::Running
+    }
+
+    fn nudge(&mut self) -> Health {
+        self.submit();
+        Health::Running
+    }
+
+    fn recover(&mut self) -> bool {
+        // A dmadev goes on by itself.
+        true
+    }
+
+    fn halt(&mut self) -> Halted {
+        let stopped = match self.stopped {
+            Some(stopped) => stopped,
+            // SAFETY: a device that was started here, and not stopped since.
+            None => self.ours && unsafe { (self.library.stop)(self.id) } == 0,
+        };
+        self.stopped = Some(stopped);
+        if self.outstanding() == 0 || stopped && !self.stops_in_name_only {
+            Halted::Proven
+        } else {
+            Halted::Unproven
+        }
+    }
+
+    fn translate(&self, va: *const u8, len: u32) -> Option<Addr> {
+        match &self.reach {
+            None => Some(Addr(va.expose_provenance() as u64)),
+            Some(reach) => reach.translate(va.addr(), len as usize),
+        }
+    }
+
+    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
+        match &mut self.reach {
+            None => Ok(()),
+            Some(reach) => reach.map(va.addr(), len),
+        }
+    }
+
+    fn unmap(&mut self, va: *const u8, len: usize) {
+        if let Some(reach) = &mut self.reach {
+            reach.unmap(va.addr(), len);
+        }
+    }
+
+    fn max_copy(&self) -> u32 {
+        // More than a segment of a packet has; every device takes that.
+        1 << 16
+    }
+
+    fn patience(&self) -> Duration {
+        match self.is_thread {
+            true => THREAD_PATIENCE,
+            false => PATIENCE,
+        }
+    }
+}
+
+impl Drop for Dmadev {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
