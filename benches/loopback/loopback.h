@@ -47,6 +47,8 @@ struct cell {
 struct options {
 	const char *plugin; /* NULL: the distribution's */
 	const char *socket;
+	const char *devargs; /* more of the port's, beginning with a comma */
+	const char *vdev;    /* another device that is made first; NULL: none */
 	enum mode mode;
 	enum checksum checksum;
 	unsigned int ring;

@@ -6,6 +6,7 @@
  *   mode=one-core|lock-step|free-running|instructions
  *   cells=SIZExBURST[xFLOW],...   size 0 is an empty poll; flows: forward, to-host, to-guest
  *   ring=256 packed=0 mergeable=1 in_order=0 vectorized=0 queues=1 checksum=plain|unused|passed|software
+ *   devargs=,dmas=[txq0@dma_skeleton] vdev=dma_skeleton   more for the port, and a device to make first
  *   ms=200              for each cell
  *   control=0 measure=1 the processors; only the bursts of the port run on `measure` in lock step
  *   block=N             core cycles of the block when the neighbour is quiet, as printed by other runs

@@ -55,7 +55,8 @@ struct options parse_options(int argc, char **argv)
 				   .queues = 1,
 				   .ms = 200,
 				   .measure_core = 1,
-				   .socket = path };
+				   .socket = path,
+				   .devargs = "" };
 	snprintf(path, sizeof(path), "/tmp/loopback%d.sock", getpid());
 	for (int i = 1; i < argc; i++) {
 		char *value = strchr(argv[i], '=');
@@ -67,6 +68,10 @@ struct options parse_options(int argc, char **argv)
 			options.plugin = strcmp(value, "stock") == 0 ? NULL : value;
 		else if (strcmp(name, "socket") == 0)
 			options.socket = value;
+		else if (strcmp(name, "devargs") == 0)
+			options.devargs = value;
+		else if (strcmp(name, "vdev") == 0)
+			options.vdev = value;
 		else if (strcmp(name, "mode") == 0)
 			options.mode = one_of(value, modes, 4);
 		else if (strcmp(name, "checksum") == 0)

@@ -25,6 +25,7 @@ void start_eal(const struct options *options)
 	args[count++] = "--no-pci";
 	args[count++] = "--no-telemetry";
 	args[count++] = "--log-level=error";
+	args[count++] = "--iova-mode=va";
 	args[count++] = "-l";
 	args[count++] = cores;
 	/* The driver's own threads go to processors that are no lcore, or else to the main lcore's. */
@@ -120,7 +121,10 @@ void start_ports(struct bench *bench)
 	bench->guest_pool = make_pool("guest", rte_align32pow2(held + 1024) - 1, large);
 
 	char args[256];
-	snprintf(args, sizeof(args), "iface=%s,queues=%u", options->socket, options->queues);
+	if (options->vdev != NULL && rte_eal_hotplug_add("vdev", options->vdev, "") != 0)
+		die("%s: %s", options->vdev, rte_strerror(rte_errno));
+	snprintf(args, sizeof(args), "iface=%s,queues=%u%s", options->socket, options->queues,
+		 options->devargs);
 	if (rte_eal_hotplug_add("vdev", "net_vhost0", args) != 0)
 		die("net_vhost0: %s", rte_strerror(rte_errno));
 	bool offered = options->checksum == UNUSED || options->checksum == PASSED;

@@ -118,7 +118,7 @@ impl<P: Release> Offloaded<P> {
             let dma = &counters.dma;
             let reason = if way.engines.are_dead() {
                 Some(&dma.cpu_noroom)
-            } else if !worthwhile(packets, way.engines.threshold()) {
+            } else if !way.engines.are_eager() && !worthwhile(packets, way.engines.threshold()) {
                 Some(&dma.cpu_small)
             } else {
                 None
@@ -174,8 +174,11 @@ impl<P: Release> Offloaded<P> {
     }
 
     /// The virtqueue, without engines. What was under way should be [drained](Self::drain) before:
-    /// what is left is never released, and its memory stays mapped.
-    pub fn into_virtqueue(self) -> Virtqueue {
+    /// what is left is never released, its memory stays mapped, and the virtqueue tells so.
+    pub fn into_virtqueue(mut self) -> Virtqueue {
+        if !self.is_empty() {
+            self.virtqueue.hold();
+        }
         self.virtqueue
     }
 }

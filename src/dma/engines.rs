@@ -21,6 +21,7 @@ pub struct Engines {
     lines: Box<[Line]>,
     turn: usize,
     threshold: u32,
+    eager: bool,
 }
 
 /// How a queue was emptied.
@@ -35,7 +36,8 @@ pub enum Drained {
 }
 
 impl Engines {
-    /// `channels` for the flight of `board`; copies of at least `threshold` bytes are theirs.
+    /// `channels` for the flight of `board`; copies of at least `threshold` bytes are theirs, with 0
+    /// however few they are.
     pub fn new(channels: &[Arc<Channel>], board: &Arc<Board>, threshold: u32) -> Self {
         let line = |channel: &Arc<Channel>| Line {
             user: channel.attach(board),
@@ -45,6 +47,7 @@ impl Engines {
             lines: channels.iter().map(line).collect(),
             turn: 0,
             threshold: threshold.max(1),
+            eager: threshold == 0,
         }
     }
 
@@ -57,6 +60,12 @@ impl Engines {
     #[inline]
     pub fn threshold(&self) -> u32 {
         self.threshold
+    }
+
+    /// Whether the engines want copies even if there are few.
+    #[inline]
+    pub fn are_eager(&self) -> bool {
+        self.eager
     }
 
     /// Whether no engine is left.
@@ -104,7 +113,8 @@ impl Engines {
                 return Drained::InTime;
             }
             let waited = began.elapsed();
-            if waited >= PATIENCE {
+            // What a dead engine has not given back it never will.
+            if waited >= PATIENCE || self.are_dead() {
                 break;
             }
             if waited >= PATIENCE / 2 && !std::mem::replace(&mut nudged, true) {

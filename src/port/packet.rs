@@ -22,7 +22,7 @@ use crate::dpdk::sys::{
     RTE_MBUF_F_TX_OUTER_UDP_CKSUM, RTE_MBUF_F_TX_SCTP_CKSUM, RTE_MBUF_F_TX_TCP_CKSUM,
     RTE_MBUF_F_TX_TCP_SEG, RTE_MBUF_F_TX_TUNNEL_MASK, RTE_MBUF_F_TX_UDP_CKSUM,
     RTE_MBUF_F_TX_UDP_SEG, RTE_MBUF_F_TX_VLAN, RTE_PTYPE_L2_ETHER, RTE_PTYPE_L2_ETHER_VLAN,
-    RTE_PTYPE_L3_IPV4, RTE_PTYPE_L3_IPV6, RTE_PTYPE_L4_TCP,
+    RTE_PTYPE_L3_IPV4, RTE_PTYPE_L3_IPV6, RTE_PTYPE_L4_TCP, RTE_PTYPE_L4_UDP,
 };
 
 /// Requests for a checksum of the transport, or for cutting.
@@ -211,7 +211,7 @@ fn request(mbuf: Mbuf, asked: Asked) {
 }
 
 /// The packet type of a frame: TCP by what was found, anything else by DPDK's own parser, which
-/// knows more kinds, and not the same ones in each line.
+/// knows more kinds, and not the same ones in each line. The oldest one sees nothing behind UDP.
 fn packet_type(mbuf: Mbuf, headers: &Headers) -> u32 {
     let l2 = match headers.l2_len {
         14 => RTE_PTYPE_L2_ETHER,
@@ -225,6 +225,7 @@ fn packet_type(mbuf: Mbuf, headers: &Headers) -> u32 {
     };
     match headers.transport {
         Some(Transport::Tcp) => l2 | l3 | RTE_PTYPE_L4_TCP,
+        Some(Transport::Udp) if cfg!(dpdk_22_11) => l2 | l3 | RTE_PTYPE_L4_UDP,
         _ => mbuf.parsed_type(),
     }
 }

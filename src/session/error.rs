@@ -51,6 +51,9 @@ pub(super) enum RequestError {
     /// The vring may not change while it runs.
     #[error("vring {0} is running")]
     Running(u16),
+    /// The vring cannot be stopped.
+    #[error("vring {0}: a copy engine that cannot be stopped may still write to it")]
+    Held(u16),
     /// No ring of that size.
     #[error("vring {index}: {size} descriptors; a power of two up to 32768 wanted")]
     RingSize {

@@ -39,6 +39,149 @@ struct Complete {
     len: usize,
 }
 
+/// The part of a frame that a checksum of its transport covers.
+struct Covered {
+    ip: Ip,
+    /// Where it begins.
+    start: u16,
+    /// From there to the end of the frame.
+    rest: usize,
+    /// How much of that counts.
+    len: usize,
+    /// Where the checksum stands.
+    field: usize,
+    /// The sum that comes before it.
+    pseudo: Sum,
+}
+
+impl Covered {
+    /// For what is `asked` of a frame of `len` bytes that begins with `head`.
+    fn new(asked: &Asked, transport: Transport, head: &[u8], len: u32) -> Result<Self, Refused> {
+        let network = usize::from(asked.l2_len);
+        let start_u16 = asked
+            .l2_len
+            .checked_add(asked.l3_len)
+            .ok_or(Refused::Checksum)?;
+        let start = usize::from(start_u16);
+        let header = head.get(network..start).ok_or(Refused::Checksum)?;
+        let ip = match (asked.ip, header.first().copied().unwrap_or_default() >> 4) {
+            (Some(ip), _) => ip,
+            (None, 6) => Ip::V6,
+            (None, _) => Ip::V4,
+        };
+        let large = asked.segment_size.is_some();
+        // The IP header tells the length; behind it there may be padding. That of a frame which is
+        // to be cut need not tell.
+        let carried = match ip {
+            Ip::V4 if asked.l3_len >= IPV4_LEN => {
+                word(header, 2).and_then(|total| total.checked_sub(asked.l3_len))
+            }
+            Ip::V6 if asked.l3_len >= IPV6_LEN => {
+                word(header, 4).and_then(|total| total.checked_sub(asked.l3_len - IPV6_LEN))
+            }
+            _ => return Err(Refused::Checksum),
+        };
+        let rest = (len as usize).checked_sub(start).ok_or(Refused::Checksum)?;
+        let carried = match carried {
+            _ if large => rest,
+            Some(carried) => usize::from(carried),
+            None => return Err(Refused::Checksum),
+        };
+        let field = start + usize::from(transport.field());
+        if carried > rest || carried < usize::from(transport.least()) {
+            return Err(Refused::Checksum);
+        }
+        let addresses = match ip {
+            Ip::V4 => header.get(12..20),
+            Ip::V6 => header.get(8..40),
+        };
+        let mut pseudo = Sum::default();
+        pseudo.add(addresses.ok_or(Refused::Checksum)?);
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "both halves of the length, as the sum wants them"
+        )]
+        let (high, low) = ((carried >> 16) as u16, carried as u16);
+        pseudo.add_word(high);
+        pseudo.add_word(low);
+        pseudo.add_word(u16::from(transport.protocol()));
+        Ok(Self {
+            ip,
+            start: start_u16,
+            rest,
+            len: carried,
+            field,
+            pseudo,
+        })
+    }
+}
+
+/// A frame in one piece, of which nothing is asked but a checksum that the driver takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsummed {
+    /// The header.
+    pub header: Header,
+    /// Where the frame as it is sent differs.
+    pub field: usize,
+    /// What stands there.
+    pub value: [u8; 2],
+}
+
+impl Unsummed {
+    /// For what is `asked` of `frame`, for a driver that acked `features`; `None` when that is more,
+    /// or makes no sense: then a [`Plan`] tells.
+    pub fn new(mut asked: Asked, features: u64, frame: &[u8]) -> Option<Self> {
+        let more = asked.unable
+            || asked.ip_checksum
+            || asked.vlan.is_some()
+            || asked.outer_ip.is_some()
+            || asked.segment_size.is_some()
+            || asked.received_segment_size != 0;
+        if more || !Accepted(features).checksum() {
+            return None;
+        }
+        if asked.received_partial {
+            adopt_marks(&mut asked, &Headers::parse(frame)).ok()?;
+        }
+        let transport = asked.transport.filter(|kind| *kind != Transport::Sctp)?;
+        let len = u32::try_from(frame.len()).ok()?;
+        let covered = Covered::new(&asked, transport, frame, len).ok()?;
+        // The field must be in the frame, as in a plan's copy of it.
+        frame.get(covered.field..covered.field + 2)?;
+        Some(Self {
+            header: Header {
+                flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
+                csum_start: covered.start,
+                csum_offset: transport.field(),
+                ..Header::default()
+            },
+            field: covered.field,
+            value: covered.pseudo.folded().to_be_bytes(),
+        })
+    }
+}
+
+/// Asks for what the one who received the frame has marked.
+fn adopt_marks(asked: &mut Asked, headers: &Headers) -> Result<(), Refused> {
+    let Some(transport) = headers.transport else {
+        // A mark without a transport means nothing to anyone; a large frame must not pass as one
+        // packet.
+        return match asked.received_segment_size {
+            0 => Ok(()),
+            _ => Err(Refused::Segments),
+        };
+    };
+    asked.l2_len = headers.l2_len;
+    asked.l3_len = headers.l3_len;
+    asked.l4_len = headers.l4_len;
+    asked.ip = headers.ip;
+    asked.transport = Some(transport);
+    if asked.received_segment_size != 0 {
+        asked.segment_size = Some(asked.received_segment_size);
+    }
+    Ok(())
+}
+
 /// How a frame is sent for which something is asked: a header, and other bytes in place of its
 /// first ones. The application's own bytes are never written; others may have them, too.
 #[derive(Clone, Debug)]
@@ -80,7 +223,7 @@ impl Plan {
         }
         plan.fill(segments);
         if asked.received_partial || asked.received_segment_size != 0 {
-            plan.take_marks(&mut asked)?;
+            adopt_marks(&mut asked, &Headers::parse(plan.head()))?;
         }
         if let Some((at, len)) = asked.outer_ip {
             plan.set_ip_checksum(at, len)?;
@@ -126,28 +269,6 @@ impl Plan {
         self.replaced = self.head_len;
     }
 
-    /// Asks for what the one who received the frame has marked.
-    fn take_marks(&mut self, asked: &mut Asked) -> Result<(), Refused> {
-        let headers = Headers::parse(self.head());
-        let Some(transport) = headers.transport else {
-            // A mark without a transport means nothing to anyone; a large frame must not pass as
-            // one packet.
-            return match asked.received_segment_size {
-                0 => Ok(()),
-                _ => Err(Refused::Segments),
-            };
-        };
-        asked.l2_len = headers.l2_len;
-        asked.l3_len = headers.l3_len;
-        asked.l4_len = headers.l4_len;
-        asked.ip = headers.ip;
-        asked.transport = Some(transport);
-        if asked.received_segment_size != 0 {
-            asked.segment_size = Some(asked.received_segment_size);
-        }
-        Ok(())
-    }
-
     fn set_ip_checksum(&mut self, at: u16, len: u16) -> Result<(), Refused> {
         let (at, len) = (usize::from(at), usize::from(len));
         let header = self.head_mut().get_mut(at..at + len);
@@ -171,76 +292,37 @@ impl Plan {
         accepted: Accepted,
         len: u32,
     ) -> Result<(), Refused> {
-        let network = usize::from(asked.l2_len);
-        let start_u16 = asked
-            .l2_len
-            .checked_add(asked.l3_len)
-            .ok_or(Refused::Checksum)?;
-        let start = usize::from(start_u16);
-        let header = self.head().get(network..start).ok_or(Refused::Checksum)?;
-        let ip = match (asked.ip, header.first().copied().unwrap_or_default() >> 4) {
-            (Some(ip), _) => ip,
-            (None, 6) => Ip::V6,
-            (None, _) => Ip::V4,
-        };
-        let large = asked.segment_size.is_some();
-        // The IP header tells the length; behind it there may be padding. That of a frame which is
-        // to be cut need not tell.
-        let carried = match ip {
-            Ip::V4 if asked.l3_len >= IPV4_LEN => {
-                word(header, 2).and_then(|total| total.checked_sub(asked.l3_len))
-            }
-            Ip::V6 if asked.l3_len >= IPV6_LEN => {
-                word(header, 4).and_then(|total| total.checked_sub(asked.l3_len - IPV6_LEN))
-            }
-            _ => return Err(Refused::Checksum),
-        };
-        let rest = (len as usize).checked_sub(start).ok_or(Refused::Checksum)?;
-        let carried = match carried {
-            _ if large => rest,
-            Some(carried) => usize::from(carried),
-            None => return Err(Refused::Checksum),
-        };
-        let field = start + usize::from(transport.field());
-        if carried > rest || carried < usize::from(transport.least()) {
-            return Err(Refused::Checksum);
-        }
-        let addresses = match ip {
-            Ip::V4 => header.get(12..20),
-            Ip::V6 => header.get(8..40),
-        };
-        let mut pseudo = Sum::default();
-        pseudo.add(addresses.ok_or(Refused::Checksum)?);
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "both halves of the length, as the sum wants them"
-        )]
-        let (high, low) = ((carried >> 16) as u16, carried as u16);
-        pseudo.add_word(high);
-        pseudo.add_word(low);
-        pseudo.add_word(u16::from(transport.protocol()));
-
+        let covered = Covered::new(asked, transport, self.head(), len)?;
+        let Covered { start, field, .. } = covered;
         if let Some(size) = asked.segment_size {
-            self.cut(asked, transport, ip, size, accepted, start_u16, rest)?;
+            self.cut(
+                asked,
+                transport,
+                covered.ip,
+                size,
+                accepted,
+                start,
+                covered.rest,
+            )?;
         }
         let head = self.head_mut();
         let written = if transport == Transport::Sctp {
             set(head, field, 0) && set(head, field + 2, 0)
         } else {
-            set(head, field, pseudo.folded())
+            set(head, field, covered.pseudo.folded())
         };
         if !written {
             return Err(Refused::Checksum);
         }
         if accepted.checksum() {
             self.header.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-            self.header.csum_start = start_u16;
+            self.header.csum_start = start;
             self.header.csum_offset = transport.field();
         } else {
             self.complete = Some(Complete {
                 transport,
-                start,
-                len: carried,
+                start: start.into(),
+                len: covered.len,
             });
         }
         Ok(())

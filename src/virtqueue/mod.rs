@@ -118,6 +118,8 @@ pub struct Virtqueue {
     /// The pages that were written, while the guest is migrated.
     pub log: Option<Box<QueueLog>>,
     features: u64,
+    /// Chains were taken that nobody will ever give back.
+    held: bool,
 }
 
 impl Virtqueue {
@@ -146,7 +148,18 @@ impl Virtqueue {
             chain: Chain::new(config.size),
             log: None,
             features,
+            held: false,
         })
+    }
+
+    /// Somebody may write to chains of this ring for ever, which therefore cannot be given back.
+    pub fn hold(&mut self) {
+        self.held = true;
+    }
+
+    /// Whether there are such chains.
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// Notes in `log` what is written to guest memory. `used` is where writes to the used ring are

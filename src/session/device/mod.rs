@@ -75,6 +75,8 @@ struct Vring {
     lies_in: Vec<IovaRange>,
     /// Its virtqueue waits for a translation.
     missed: bool,
+    /// A copy engine that cannot be stopped has chains of it.
+    held: bool,
     /// Nobody has looked yet at what the driver put there for us to fill.
     unseen: bool,
     /// The setup does not make a virtqueue, and was not changed since.
@@ -160,6 +162,7 @@ impl Device {
                 questions: None,
                 lies_in: Vec::new(),
                 missed: false,
+                held: false,
                 unseen: false,
                 rejected: false,
             });
@@ -190,6 +193,7 @@ impl Device {
         };
         vring.running = false;
         if let Some(virtqueue) = vring.spare.take().or_else(|| events.take(index)) {
+            vring.held = virtqueue.is_held();
             vring.setup.set_base(virtqueue.stop());
         }
     }

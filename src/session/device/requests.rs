@@ -153,6 +153,9 @@ impl Device {
         let packed = self.packed();
         let (_, vring) = self.vring(index.into())?;
         vring.setup.forget();
+        if vring.held {
+            return Err(RequestError::Held(index));
+        }
         Ok(vring.setup.base(packed))
     }
 
