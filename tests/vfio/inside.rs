@@ -266,8 +266,8 @@ mod ioat {
 
         fn stage(&mut self, nth: u16, from: Addr, to: Addr, len: u32) {
             let tag = Tag {
-                flight: 1,
-                slot: nth,
+                serial: 1,
+                place: nth,
             };
             // SAFETY: both are mapped (`translate`) and live until the channel is dropped; nobody
             // looks at them between submission and report.
@@ -292,7 +292,7 @@ mod ioat {
                 self.channel.submit();
                 let health = self.channel.poll(&mut |tag, outcome| {
                     assert_eq!(outcome, Outcome::Copied);
-                    assert_eq!(usize::from(tag.slot), reported);
+                    assert_eq!(usize::from(tag.place), reported);
                     reported += 1;
                 });
                 assert_eq!(health, Health::Running);
@@ -304,7 +304,7 @@ mod ioat {
         fn wait(&mut self) -> (Vec<(u16, Outcome)>, Health) {
             loop {
                 let mut seen = Vec::new();
-                let mut tell = |tag: Tag, outcome| seen.push((tag.slot, outcome));
+                let mut tell = |tag: Tag, outcome| seen.push((tag.place, outcome));
                 let health = self.channel.poll(&mut tell);
                 if !seen.is_empty() || health != Health::Running {
                     return (seen, health);
