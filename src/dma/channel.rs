@@ -18,8 +18,6 @@ use crate::log::PORT;
 const RECOVERIES: usize = 3;
 /// ...in this time.
 const RECOVERY_PERIOD_MS: u64 = 10_000;
-/// An engine that reports nothing for so long has stopped.
-pub const PATIENCE: Duration = Duration::from_millis(100);
 /// How often a burst looks for the lock of an engine before it does without.
 const SPINS: u32 = 2000;
 
@@ -226,6 +224,7 @@ pub struct Channel {
     dead: AtomicBool,
     born: Instant,
     max_copy: u32,
+    patience: Duration,
     inner: Mutex<Inner>,
 }
 
@@ -243,6 +242,7 @@ impl Channel {
             dead: AtomicBool::new(false),
             born: Instant::now(),
             max_copy: engine.max_copy().max(1),
+            patience: engine.patience(),
             inner: Mutex::new(Inner {
                 copies: Copies::new(engine.room()),
                 engine: ManuallyDrop::new(engine),
@@ -272,6 +272,11 @@ impl Channel {
     #[inline]
     pub fn max_copy(&self) -> u32 {
         self.max_copy
+    }
+
+    /// How long the engine may have copies and report none.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// How many copies the engine can have.
@@ -381,7 +386,7 @@ impl Channel {
         self.bury(&mut inner, why)
     }
 
-    /// The watchdog: an engine that has copies and reports none for half of [`PATIENCE`] is told of
+    /// The watchdog: an engine that has copies and reports none for half of its patience is told of
     /// them again; after all of it, it is dead. To be called every few milliseconds.
     pub fn watch(&self, now: Instant) {
         if self.is_dead() {
@@ -400,9 +405,10 @@ impl Channel {
         match inner.watched {
             Some((seen, since)) if seen == reported => {
                 let still = now.saturating_duration_since(since);
-                if still >= PATIENCE {
-                    self.bury(&mut inner, "it finished no copy for 100 ms");
-                } else if still >= PATIENCE / 2 && !std::mem::replace(&mut inner.nudged, true) {
+                if still >= self.patience {
+                    self.bury(&mut inner, "it finishes no copy any more");
+                } else if still >= self.patience / 2 && !std::mem::replace(&mut inner.nudged, true)
+                {
                     self.wake(&mut inner);
                 }
             }

@@ -8,10 +8,11 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use std::ffi::CString;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::channel::OpenError;
 use super::vfio::{Container, Reach};
-use super::{Addr, Engine, Halted, Health, Outcome, Tag, Transfer};
+use super::{Addr, Engine, Halted, Health, Outcome, PATIENCE, THREAD_PATIENCE, Tag, Transfer};
 
 /// The library, of the line of DPDK that this is built for.
 const LIBRARY: &CStr = if cfg!(dpdk_22_11) {
@@ -150,6 +151,9 @@ pub struct Wanted<'n> {
     pub container: fn() -> Arc<dyn Container>,
 }
 
+/// Names of devices that are threads begin like this.
+const SKELETON: &str = "dma_skeleton";
+
 /// A dmadev, or one of its channels.
 pub struct Dmadev {
     library: Library,
@@ -161,6 +165,8 @@ pub struct Dmadev {
     /// Started here, so stopped here.
     ours: bool,
     stops_in_name_only: bool,
+    /// It is DPDK's thread that stands for a device.
+    is_thread: bool,
     /// It was stopped; whether that worked.
     stopped: Option<bool>,
     /// Copies under way, oldest at `reported`; a power of two.
@@ -254,6 +260,7 @@ impl Dmadev {
             },
             ours: wanted.vchan.is_none(),
             stops_in_name_only: wanted.stops_in_name_only,
+            is_thread: wanted.name.starts_with(SKELETON),
             stopped: None,
             tags: vec![
                 Tag {
@@ -526,6 +533,13 @@ impl Engine for Dmadev {
     fn max_copy(&self) -> u32 {
         // More than a segment of a packet has; every device takes that.
         1 << 16
+    }
+
+    fn patience(&self) -> Duration {
+        match self.is_thread {
+            true => THREAD_PATIENCE,
+            false => PATIENCE,
+        }
     }
 }
 

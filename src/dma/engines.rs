@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Halted;
-use super::channel::{Burst, Channel, PATIENCE};
+use super::channel::{Burst, Channel};
 use super::flight::Board;
 
 /// An engine and the number by which it knows the queue's flight.
@@ -99,13 +99,16 @@ impl Engines {
         self.lines.iter().for_each(|line| line.channel.watch(now));
     }
 
-    /// Polls until `land` says that nothing is under way any more, for at most [`PATIENCE`]; then
+    /// Polls until `land` says that nothing is under way any more, for as long as the engines
+    /// may be silent; then
     /// ends the engines that are late. For control threads: others are waited for.
     pub fn drain(&self, mut land: impl FnMut() -> bool) -> Drained {
         if land() {
             return Drained::InTime;
         }
         let began = Instant::now();
+        let patience = self.lines.iter().map(|line| line.channel.patience());
+        let patience = patience.max().unwrap_or_default();
         let mut nudged = false;
         loop {
             self.lines.iter().for_each(|line| line.channel.reap_now());
@@ -114,10 +117,10 @@ impl Engines {
             }
             let waited = began.elapsed();
             // What a dead engine has not given back it never will.
-            if waited >= PATIENCE || self.are_dead() {
+            if waited >= patience || self.are_dead() {
                 break;
             }
-            if waited >= PATIENCE / 2 && !std::mem::replace(&mut nudged, true) {
+            if waited >= patience / 2 && !std::mem::replace(&mut nudged, true) {
                 self.lines.iter().for_each(|line| line.channel.nudge());
             }
             std::thread::yield_now();

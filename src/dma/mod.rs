@@ -17,6 +17,7 @@ pub mod vfio;
 pub use engines::{Drained, Engines};
 
 use std::io;
+use std::time::Duration;
 
 /// An address as an engine wants it: ours, or an IOVA ([`Engine::translate`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,11 @@ pub enum Halted {
     Unproven,
 }
 
+/// A device that reports nothing for so long has stopped.
+pub const PATIENCE: Duration = Duration::from_millis(100);
+/// A thread may only be waiting for a processor.
+pub const THREAD_PATIENCE: Duration = Duration::from_secs(2);
+
 /// An engine. One thread at a time uses it.
 pub trait Engine: Send {
     /// Copies that can be staged now. Exact: that many calls of `stage` will do.
@@ -118,6 +124,11 @@ pub trait Engine: Send {
 
     /// The longest copy in bytes.
     fn max_copy(&self) -> u32;
+
+    /// How long it may have copies and report none before it counts as dead.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 
     /// Lets the engine reach guest memory: `len` bytes at `va`, both multiples of the page size.
     /// For engines that share our address space there is nothing to do.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use super::{Addr, Engine, Halted, Health, Outcome, Tag, Transfer};
+use super::{Addr, Engine, Halted, Health, Outcome, THREAD_PATIENCE, Tag, Transfer};
 
 /// How often the thread looks for copies before it sleeps.
 const LOOKS: u32 = 20_000;
@@ -218,6 +218,10 @@ impl Engine for Software {
 
     fn max_copy(&self) -> u32 {
         1 << 20
+    }
+
+    fn patience(&self) -> Duration {
+        THREAD_PATIENCE
     }
 }
 

@@ -383,9 +383,26 @@ fn a_wrong_acknowledgement_ends_the_connection() {
     place.no_file_left();
 }
 
+/// An endpoint that may not be able to end: its end has a deadline.
+struct Ending(Option<Endpoint>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let (endpoint, over) = (self.0.take(), mpsc::channel());
+        std::thread::spawn(move || {
+            drop(endpoint);
+            // Nobody may be there to hear it any more.
+            let _ = over.0.send(());
+        });
+        let ended = over.1.recv_timeout(DEADLINE).is_ok();
+        assert!(ended || std::thread::panicking(), "the port does not close");
+    }
+}
+
 /// A device whose connection waits for a page that nobody sends.
-fn stuck(place: &Place) -> (Endpoint, Arc<Port>, Frontend, File) {
+fn stuck(place: &Place) -> (Ending, Arc<Port>, Frontend, File) {
     let (endpoint, port) = place.serve();
+    let endpoint = Ending(Some(endpoint));
     let frontend = connect(place);
     let userfault = listen(&frontend);
     share(&frontend);
@@ -433,6 +450,7 @@ fn who_waits_for_a_page_goes_on_when_the_port_is_closed() {
 fn a_poller_that_waits_for_a_page_goes_on_when_the_frontend_leaves() {
     let place = Place::new();
     let (endpoint, port) = place.serve();
+    let endpoint = Ending(Some(endpoint));
     let frontend = connect(&place);
     let userfault = listen(&frontend);
     share(&frontend);
