@@ -21,7 +21,8 @@ fn backend(driver: &Driver, engine: &'static str) -> Backend {
     }
 }
 
-/// Pings of all sizes, then the backend stops in the middle of more of them, and another one comes.
+/// Pings of all sizes; then rings stop and start in the middle of more of them, and another backend
+/// comes.
 fn copies_for_a_guest(test: &str, engine: &'static str, nic: &'static str) -> Outcome {
     let Some(driver) = ours_only(test)? else {
         return Ok(());
@@ -43,9 +44,20 @@ fn copies_for_a_guest(test: &str, engine: &'static str, nic: &'static str) -> Ou
     }
     assert!(counter(&mut back, "tx_q0_dma_copies")? >= 150);
     guest.run("{ ping -q -i 0.002 -s 1400 10.0.0.1 >/dev/null & }")?;
-    back.quit()?;
-    let mut back = answering(&lab, &backend)?;
-    guest.reach_the_backend()?;
+    for _ in 0..3 {
+        guest.qmp_with("set_link", r#"{"name": "net0", "up": false}"#)?;
+        back.wait_for_link(0, false)?;
+        assert_eq!(counter(&mut back, "tx_q0_dma_inflight")?, 0);
+        guest.qmp_with("set_link", r#"{"name": "net0", "up": true}"#)?;
+        back.wait_for_link(0, true)?;
+        guest.reach_the_backend()?;
+    }
+    // QEMU does not know where a packed ring goes on when its backend leaves without a word.
+    if nic.is_empty() {
+        back.quit()?;
+        back = answering(&lab, &backend)?;
+        guest.reach_the_backend()?;
+    }
     guest.ping(50, 1472)?;
     assert!(counter(&mut back, "tx_q0_dma_copies")? >= 50);
     for bad in ["errors", "engine_dead", "drain_timeouts"] {

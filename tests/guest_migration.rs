@@ -26,6 +26,17 @@ struct Stage {
 impl Stage {
     /// `None` when there can be no guest here.
     fn new(test: &str, options: &'static str, queues: u16, iommu: Iommu) -> Outcome<Option<Self>> {
+        Self::with(test, options, queues, iommu, "")
+    }
+
+    /// With more devargs for the ports, beginning with a comma.
+    fn with(
+        test: &str,
+        options: &'static str,
+        queues: u16,
+        iommu: Iommu,
+        more: &str,
+    ) -> Outcome<Option<Self>> {
         let lab = Lab::new(test)?;
         let Some(image) = Image::for_test(test, &lab)? else {
             return Ok(None);
@@ -35,7 +46,7 @@ impl Stage {
             Iommu::Absent => "",
             _ => ",iommu-support=1",
         };
-        let back = bridge(&lab, &namespace, queues, devargs)?;
+        let back = bridge(&lab, &namespace, queues, &format!("{devargs}{more}"))?;
         let nics = [0, 1].map(|id| [nic(id, options, queues, iommu)]);
         let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics[0])?;
         guest.wait_for_boot()?;
@@ -109,7 +120,11 @@ fn summary(status: &str) -> String {
 
 /// Streams in both directions all the time.
 fn moves_with_streams(test: &str, options: &'static str, queues: u16, iommu: Iommu) -> Outcome {
-    let Some(mut stage) = Stage::new(test, options, queues, iommu)? else {
+    streams_flow(Stage::new(test, options, queues, iommu)?)
+}
+
+fn streams_flow(stage: Option<Stage>) -> Outcome {
+    let Some(mut stage) = stage else {
         return Ok(());
     };
     let echoes = [stage.echo(5000)?, stage.echo(5001)?];
@@ -144,7 +159,11 @@ fn a_guest_behind_an_iommu_moves_while_streams_flow() -> Outcome {
 /// Without mergeable buffers a page belongs to one buffer alone, so nobody but the port writes it;
 /// and what a socket holds is never written again.
 fn datagrams_arrive_whole(test: &str, options: &'static str) -> Outcome {
-    let Some(mut stage) = Stage::new(test, options, 1, Iommu::Absent)? else {
+    arrive_whole(Stage::new(test, options, 1, Iommu::Absent)?)
+}
+
+fn arrive_whole(stage: Option<Stage>) -> Outcome {
+    let Some(mut stage) = stage else {
         return Ok(());
     };
     let datagrams = Datagrams::begin(&stage.namespace, &mut stage.guest)?;
@@ -165,6 +184,28 @@ fn datagrams_arrive_whole(test: &str, options: &'static str) -> Outcome {
 #[test]
 fn datagrams_that_wait_in_a_guest_move_with_it_unharmed() -> Outcome {
     datagrams_arrive_whole("guest-migration-held", ",mrg_rxbuf=off")
+}
+
+/// Every packet to the guest is written by a copy engine.
+const ENGINES: &str = ",dmas=[txq0@sw],dmathr=0";
+
+#[test]
+fn datagrams_that_an_engine_wrote_move_unharmed() -> Outcome {
+    let test = "guest-migration-dma";
+    if common::ours_only(test)?.is_none() {
+        return Ok(());
+    }
+    let options = ",mrg_rxbuf=off";
+    arrive_whole(Stage::with(test, options, 1, Iommu::Absent, ENGINES)?)
+}
+
+#[test]
+fn a_guest_behind_an_iommu_moves_while_an_engine_writes() -> Outcome {
+    let test = "guest-migration-dma-iommu";
+    if common::ours_only(test)?.is_none() {
+        return Ok(());
+    }
+    streams_flow(Stage::with(test, "", 1, Iommu::Strict, ENGINES)?)
 }
 
 #[test]
