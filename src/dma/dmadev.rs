@@ -7,7 +7,7 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 use std::ffi::CString;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::channel::OpenError;
@@ -235,9 +235,10 @@ impl Dmadev {
             false if size.next_power_of_two() <= most => size.next_power_of_two(),
             false => size.next_power_of_two() / 2,
         };
-        if wanted.vchan.is_none() {
-            set_up(&library, id, size)?;
-        }
+        let size = match wanted.vchan {
+            None => set_up(&library, id, size)?,
+            Some(_) => size,
+        };
         let places = match wanted.vchan {
             None => size,
             Some(_) => most.next_power_of_two(),
@@ -351,8 +352,16 @@ impl Dmadev {
     }
 }
 
-/// Gives the device one channel of `size` descriptors, and starts it.
-fn set_up(library: &Library, id: i16, size: u32) -> Result<(), OpenError> {
+/// Devices that were set up here, with their sizes. Some drivers (DPDK's idxd) do not forget the state of
+/// a channel when it is set up again, and then take a failed copy for a good one: once is enough.
+static SET_UP: Mutex<Vec<(i16, u32)>> = Mutex::new(Vec::new());
+
+/// Gives the device one channel of `size` descriptors, unless it has got one here before, and starts
+/// it; how many descriptors it has.
+fn set_up(library: &Library, id: i16, size: u32) -> Result<u32, OpenError> {
+    let mut all = SET_UP.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = all.iter().find(|(known, _)| *known == id);
+    let before = before.map(|&(_, size)| size);
     let mut conf = Conf {
         first: 1,
         nb_desc: 0,
@@ -368,14 +377,21 @@ fn set_up(library: &Library, id: i16, size: u32) -> Result<(), OpenError> {
         ));
     }
     check("rte_dma_configure", result)?;
+    // SAFETY: a device that is set up, or knows that it is not.
+    let start = || unsafe { (library.start)(id) };
+    // It may be another device of that number, plugged in since.
+    if let Some(size) = before.filter(|_| start() == 0) {
+        return Ok(size);
+    }
     conf.first = 0;
     conf.nb_desc = u16::try_from(size).unwrap_or(1 << 15);
     // SAFETY: as above; memory to memory.
     let result = unsafe { (library.vchan_setup)(id, 0, &raw const conf) };
     check("rte_dma_vchan_setup", result)?;
-    // SAFETY: a device that is set up.
-    let result = unsafe { (library.start)(id) };
-    check("rte_dma_start", result)
+    all.retain(|(known, _)| *known != id);
+    all.push((id, size));
+    check("rte_dma_start", start())?;
+    Ok(size)
 }
 
 fn check(function: &str, result: c_int) -> Result<(), OpenError> {
