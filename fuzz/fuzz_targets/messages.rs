@@ -46,7 +46,7 @@ struct Port(Mutex<HashMap<u16, Virtqueue>>);
 
 /// Even vrings are sent to, odd ones are received from.
 fn poll(index: u16, virtqueue: &mut Virtqueue) {
-    let pool = FakePool::new(2048);
+    let mut pool = FakePool::new(2048);
     let counters = QueueCounters::default();
     if index.is_multiple_of(2) {
         let packets = [1, 3].map(|parts| pool.packet(&vec![&[7; 1000][..]; parts]));
