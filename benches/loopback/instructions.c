@@ -6,10 +6,12 @@
 #include "loopback.h"
 
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -32,18 +34,69 @@ static inline __attribute__((always_inline)) uint64_t end_counting(void)
 	return __atomic_load_n(&shared->steps, __ATOMIC_ACQUIRE);
 }
 
+/* How often each address was stepped to. */
+static struct {
+	uintptr_t address;
+	uint64_t count;
+} visits[1 << 16];
+
+static void note(pid_t child)
+{
+	const size_t mask = RTE_DIM(visits) - 1;
+	long address = ptrace(PTRACE_PEEKUSER, child, offsetof(struct user_regs_struct, rip), NULL);
+	size_t slot = (uintptr_t)address * 0x9e3779b97f4a7c15u >> 48 & mask;
+	while (visits[slot].count != 0 && visits[slot].address != (uintptr_t)address)
+		slot = (slot + 1) & mask;
+	visits[slot].address = (uintptr_t)address;
+	visits[slot].count++;
+}
+
+/* Writes a line for each address: the file and the offset in it, and the count. */
+static void write_visits(pid_t child, const char *path)
+{
+	char name[64], line[4096];
+	FILE *out = fopen(path, "w");
+	if (out == NULL)
+		die("%s cannot be written", path);
+	snprintf(name, sizeof(name), "/proc/%d/maps", (int)child);
+	FILE *maps = fopen(name, "r");
+	if (maps == NULL)
+		die("%s cannot be read", name);
+	while (fgets(line, sizeof(line), maps) != NULL) {
+		uintptr_t from, to, offset;
+		char rights[8], file[3072];
+		if (sscanf(line, "%lx-%lx %7s %lx %*s %*s %3071s", &from, &to, rights, &offset, file) != 5 ||
+		    rights[2] != 'x')
+			continue;
+		for (size_t i = 0; i < RTE_DIM(visits); i++)
+			if (visits[i].count != 0 && visits[i].address >= from && visits[i].address < to)
+				fprintf(out, "%s %lx %lu\n", file, visits[i].address - from + offset,
+					visits[i].count);
+	}
+	fclose(maps);
+	fclose(out);
+}
+
 /* Steps the child, which has just started, to its end. */
-static void trace(pid_t child)
+static void trace(pid_t child, const char *visits_path)
 {
 	int status;
+	bool first = true;
 	while (waitpid(child, &status, 0) == child) {
 		if (WIFEXITED(status))
 			_exit(WEXITSTATUS(status));
 		if (WIFSIGNALED(status))
 			die("died of signal %d", WTERMSIG(status));
 		int signal = WSTOPSIG(status);
+		if (first && ptrace(PTRACE_SETOPTIONS, child, NULL, PTRACE_O_TRACEEXIT) != 0)
+			die("cannot see the end of the child");
+		first = false;
+		if (status >> 8 == (SIGTRAP | PTRACE_EVENT_EXIT << 8) && visits_path != NULL)
+			write_visits(child, visits_path);
 		bool stepping = __atomic_load_n(&shared->stepping, __ATOMIC_ACQUIRE);
 		shared->steps += stepping && signal == SIGTRAP;
+		if (stepping && signal == SIGTRAP && visits_path != NULL)
+			note(child);
 		/* Its other signals are its own business. */
 		uintptr_t pass_on = signal == SIGTRAP || signal == SIGSTOP ? 0 : (uintptr_t)signal;
 		if (ptrace(stepping ? PTRACE_SINGLESTEP : PTRACE_CONT, child, NULL, pass_on) != 0)
@@ -53,7 +106,7 @@ static void trace(pid_t child)
 }
 
 /* Before EAL starts. The parent never returns. */
-void instructions_start(void)
+void instructions_start(const char *visits_path)
 {
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
@@ -62,7 +115,7 @@ void instructions_start(void)
 	if (child < 0)
 		die("no process");
 	if (child != 0)
-		trace(child);
+		trace(child, visits_path);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
 		die("ptrace is not allowed");
@@ -82,6 +135,8 @@ static void counted_turn(const struct bench *bench, const struct cell *cell, uin
 		return;
 	for (uint16_t i = 0; bench->options.checksum >= PASSED && i < burst; i++)
 		ask_for_checksum(packets[i]);
+	for (uint16_t i = 0; bench->options.checksum == VLAN && i < burst; i++)
+		ask_for_tag(packets[i]);
 	begin_counting();
 	uint16_t sent = rte_eth_tx_burst(bench->vhost, 0, packets, burst);
 	*tx = end_counting();

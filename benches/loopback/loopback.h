@@ -19,10 +19,11 @@
 
 enum mode { ONE_CORE, LOCK_STEP, FREE_RUNNING, INSTRUCTIONS };
 
-/* What happens to the UDP checksum. */
+/* What the packets ask for. */
 enum checksum {
-	PLAIN,    /* not negotiated */
-	UNUSED,   /* negotiated, no packet asks */
+	PLAIN,    /* nothing; no checksums negotiated */
+	VLAN,     /* the port strips a tag on rx, and inserts one on tx */
+	UNUSED,   /* the UDP checksum: negotiated, no packet asks */
 	PASSED,   /* each packet asks, the port passes it on */
 	SOFTWARE, /* each packet asks, the port computes it on rx since the application did not offer to */
 };
@@ -49,6 +50,7 @@ struct options {
 	const char *socket;
 	const char *devargs; /* more of the port's, beginning with a comma */
 	const char *vdev;    /* another device that is made first; NULL: none */
+	const char *visits;  /* where to write what was counted; NULL: nowhere */
 	enum mode mode;
 	enum checksum checksum;
 	unsigned int ring;
@@ -57,6 +59,7 @@ struct options {
 	bool in_order;
 	bool vectorized;
 	unsigned int queues;
+	unsigned int parked; /* so many packets wait on the guest's side; one-core only */
 	unsigned int ms;    /* per cell */
 	double block;       /* see clock.h; 0: not known yet */
 	int control_core;
@@ -96,6 +99,7 @@ unsigned int packet_id(const struct rte_mbuf *packet);
 struct rte_mbuf *make_packet(struct rte_mempool *pool, unsigned int size, unsigned int id);
 void touch_packet(struct rte_mbuf *packet);
 void ask_for_checksum(struct rte_mbuf *packet);
+void ask_for_tag(struct rte_mbuf *packet);
 void check_received(enum checksum checksum, const struct rte_mbuf *packet, unsigned int size);
 
 /* peer.c */
@@ -131,7 +135,7 @@ void batches_print(struct batches *batches, const struct cell *cell);
 void one_core(struct bench *bench);
 void lock_step(struct bench *bench);
 void free_running(struct bench *bench);
-void instructions_start(void);
+void instructions_start(const char *visits_path);
 void instructions(struct bench *bench);
 
 #endif

@@ -5,10 +5,12 @@
  *   plugin=PATH|stock   the driver; PATH is absolute
  *   mode=one-core|lock-step|free-running|instructions
  *   cells=SIZExBURST[xFLOW],...   size 0 is an empty poll; flows: forward, to-host, to-guest
- *   ring=256 packed=0 mergeable=1 in_order=0 vectorized=0 queues=1 checksum=plain|unused|passed|software
+ *   ring=256 packed=0 mergeable=1 in_order=0 vectorized=0 queues=1 checksum=plain|vlan|unused|passed|software
+ *   parked=0            so many packets wait on the guest's side, whose buffers are cold then; one-core only
  *   devargs=,dmas=[txq0@dma_skeleton] vdev=dma_skeleton   more for the port, and a device to make first
  *   ms=200              for each cell
  *   control=0 measure=1 the processors; only the bursts of the port run on `measure` in lock step
+ *   visits=FILE         of the counted instructions: file, offset in it, how often; one a line
  *   block=N             core cycles of the block when the neighbour is quiet, as printed by other runs
  *
  * Prints a line for each cell: core cycles or instructions per packet, or millions of packets per second.
@@ -39,7 +41,7 @@ int main(int argc, char **argv)
 {
 	struct bench bench = { .options = parse_options(argc, argv) };
 	if (bench.options.mode == INSTRUCTIONS)
-		instructions_start();
+		instructions_start(bench.options.visits);
 	socket_path = bench.options.socket;
 	start_eal(&bench.options);
 	if (bench.options.cell_count == 0)

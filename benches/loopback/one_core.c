@@ -10,6 +10,7 @@
 #include "loopback.h"
 
 #include <semaphore.h>
+#include <stdlib.h>
 
 #include <rte_launch.h>
 
@@ -27,19 +28,25 @@ static void turn(const struct bench *bench, const struct cell *cell, struct pack
 
 static void measure(const struct bench *bench, const struct cell *cell, struct batches *batches)
 {
-	struct packets packets;
+	/* All but one wait. Each set goes round as if it were alone. */
+	unsigned int set_count = bench->options.parked / cell->burst + 1, set = 0;
+	struct packets *sets = calloc(set_count, sizeof(*sets));
+	if (sets == NULL)
+		die("no memory");
 	struct sums ignored = { 0 };
 	unsigned int turns = 16;
 	if (cell->size != 0) {
-		make_packets(bench, cell, &packets);
+		for (unsigned int i = 0; i < set_count; i++)
+			make_packets(bench, cell, &sets[i]);
 		/* Twice around each ring, with a look at each packet. */
 		for (unsigned int i = 0; i < 2 * bench->options.ring / cell->burst + 2; i++) {
-			turn(bench, cell, &packets, true, &ignored);
-			check_packets(bench, cell, &packets);
+			set = (set + 1) % set_count;
+			turn(bench, cell, &sets[set], true, &ignored);
+			check_packets(bench, cell, &sets[set]);
 		}
 		uint64_t start = rte_rdtsc();
 		for (int i = 0; i < 64; i++)
-			turn(bench, cell, &packets, false, &ignored);
+			turn(bench, cell, &sets[set = (set + 1) % set_count], false, &ignored);
 		uint64_t wanted = rte_get_tsc_hz() / 10000, took = (rte_rdtsc() - start) / 64;
 		turns = (unsigned int)(wanted / RTE_MAX(took, UINT64_C(1))) + 1;
 	}
@@ -51,14 +58,15 @@ static void measure(const struct bench *bench, const struct cell *cell, struct b
 			if (cell->size == 0)
 				vhost_empty_polls(bench, cell, &sums);
 			else
-				turn(bench, cell, &packets, false, &sums);
+				turn(bench, cell, &sets[set = (set + 1) % set_count], false, &sums);
 		}
 		batches_end(batches, &sums, cell->size == 0 ? EMPTY_POLLS : cell->burst);
 	}
-	if (cell->size != 0) {
-		check_packets(bench, cell, &packets);
-		free_packets(bench, cell, &packets);
+	for (unsigned int i = 0; cell->size != 0 && i < set_count; i++) {
+		check_packets(bench, cell, &sets[i]);
+		free_packets(bench, cell, &sets[i]);
 	}
+	free(sets);
 	batches_print(batches, cell);
 }
 

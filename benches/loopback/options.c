@@ -48,7 +48,7 @@ static void parse_cells(struct options *options, char *text)
 struct options parse_options(int argc, char **argv)
 {
 	static const char *const modes[] = { "one-core", "lock-step", "free-running", "instructions" };
-	static const char *const checksums[] = { "plain", "unused", "passed", "software" };
+	static const char *const checksums[] = { "plain", "vlan", "unused", "passed", "software" };
 	static char path[64];
 	struct options options = { .ring = 256,
 				   .mergeable = true,
@@ -70,12 +70,14 @@ struct options parse_options(int argc, char **argv)
 			options.socket = value;
 		else if (strcmp(name, "devargs") == 0)
 			options.devargs = value;
+		else if (strcmp(name, "visits") == 0)
+			options.visits = value;
 		else if (strcmp(name, "vdev") == 0)
 			options.vdev = value;
 		else if (strcmp(name, "mode") == 0)
 			options.mode = one_of(value, modes, 4);
 		else if (strcmp(name, "checksum") == 0)
-			options.checksum = one_of(value, checksums, 4);
+			options.checksum = one_of(value, checksums, 5);
 		else if (strcmp(name, "ring") == 0)
 			options.ring = number(value, 64, 1024);
 		else if (strcmp(name, "packed") == 0)
@@ -88,6 +90,8 @@ struct options parse_options(int argc, char **argv)
 			options.vectorized = number(value, 0, 1);
 		else if (strcmp(name, "queues") == 0)
 			options.queues = number(value, 1, MAX_QUEUES);
+		else if (strcmp(name, "parked") == 0)
+			options.parked = number(value, 0, 4096);
 		else if (strcmp(name, "ms") == 0)
 			options.ms = number(value, 1, 1000000);
 		else if (strcmp(name, "block") == 0)

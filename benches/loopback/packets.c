@@ -70,12 +70,36 @@ struct rte_mbuf *make_packet(struct rte_mempool *pool, unsigned int size, unsign
 	return packet;
 }
 
+/* The tag that all packets of the guest have when the port strips and inserts them. */
+#define TAG 5
+
+/* Bytes of a packet of this cell without its tag. */
+static unsigned int untagged(const struct bench *bench, const struct cell *cell)
+{
+	return cell->size - (bench->options.checksum == VLAN ? sizeof(struct rte_vlan_hdr) : 0);
+}
+
+static void tag_packet(struct rte_mbuf **packet)
+{
+	(*packet)->vlan_tci = TAG;
+	if (rte_vlan_insert(packet) != 0)
+		die("no room for a tag");
+}
+
+void ask_for_tag(struct rte_mbuf *packet)
+{
+	packet->ol_flags = RTE_MBUF_F_TX_VLAN;
+	packet->vlan_tci = TAG;
+}
+
 void make_packets(const struct bench *bench, const struct cell *cell, struct packets *packets)
 {
 	for (unsigned int queue = 0; queue < bench->options.queues; queue++)
 		for (unsigned int i = 0; i < cell->burst; i++) {
 			struct rte_mbuf *packet =
-				make_packet(bench->guest_pool, cell->size, queue * MAX_BURST + i);
+				make_packet(bench->guest_pool, untagged(bench, cell), queue * MAX_BURST + i);
+			if (bench->options.checksum == VLAN)
+				tag_packet(&packet);
 			if (bench->options.checksum >= PASSED)
 				ask_for_checksum(packet);
 			packets->of[queue][i] = packet;
@@ -114,11 +138,22 @@ void check_payload(const struct rte_mbuf *packet, unsigned int size, unsigned in
 		die("the segments of packet %u have %u bytes instead of %u", id, at, size);
 }
 
+static void check_packet(const struct bench *bench, const struct cell *cell, struct rte_mbuf *packet,
+			 unsigned int id)
+{
+	bool tagged = bench->options.checksum == VLAN;
+	if (tagged && (rte_vlan_strip(packet) != 0 || packet->vlan_tci != TAG))
+		die("packet %u has no tag, or another one", id);
+	check_payload(packet, untagged(bench, cell), id);
+	if (tagged)
+		tag_packet(&packet);
+}
+
 void check_packets(const struct bench *bench, const struct cell *cell, const struct packets *packets)
 {
 	for (unsigned int queue = 0; queue < bench->options.queues; queue++)
 		for (unsigned int i = 0; i < cell->burst; i++)
-			check_payload(packets->of[queue][i], cell->size, queue * MAX_BURST + i);
+			check_packet(bench, cell, packets->of[queue][i], queue * MAX_BURST + i);
 }
 
 /* Reads and writes one byte of each cache line, as an application that uses the packet would. */
@@ -144,6 +179,11 @@ void ask_for_checksum(struct rte_mbuf *packet)
 
 void check_received(enum checksum checksum, const struct rte_mbuf *packet, unsigned int size)
 {
+	if (checksum == VLAN) {
+		size -= sizeof(struct rte_vlan_hdr);
+		if ((packet->ol_flags & RTE_MBUF_F_RX_VLAN_STRIPPED) == 0 || packet->vlan_tci != TAG)
+			die("the port did not strip the tag");
+	}
 	if (packet->pkt_len != size)
 		die("the port received %u bytes instead of %u", packet->pkt_len, size);
 	uint64_t marks = packet->ol_flags & RTE_MBUF_F_RX_L4_CKSUM_MASK;

@@ -70,7 +70,7 @@ static struct rte_mempool *make_pool(const char *name, unsigned int size, bool l
 }
 
 static uint16_t start_port(const char *name, const struct options *options, struct rte_mempool *pool,
-			   bool checksums)
+			   bool checksums, bool tags)
 {
 	struct rte_eth_conf conf = { 0 };
 	struct rte_eth_dev_info info;
@@ -81,6 +81,10 @@ static uint16_t start_port(const char *name, const struct options *options, stru
 	if (checksums) {
 		conf.rxmode.offloads = RTE_ETH_RX_OFFLOAD_UDP_CKSUM & info.rx_offload_capa;
 		conf.txmode.offloads = RTE_ETH_TX_OFFLOAD_UDP_CKSUM & info.tx_offload_capa;
+	}
+	if (tags) {
+		conf.rxmode.offloads |= RTE_ETH_RX_OFFLOAD_VLAN_STRIP;
+		conf.txmode.offloads |= RTE_ETH_TX_OFFLOAD_VLAN_INSERT;
 	}
 	error = rte_eth_dev_configure(port, (uint16_t)options->queues, (uint16_t)options->queues, &conf);
 	for (uint16_t queue = 0; error == 0 && queue < options->queues; queue++) {
@@ -115,7 +119,7 @@ void start_ports(struct bench *bench)
 	bool large = jumbo && !options->mergeable;
 	unsigned int segments = jumbo && options->mergeable ? 5 : 1;
 	/* Receive rings are full of buffers, and a send ring keeps what was sent until it needs the room. */
-	unsigned int held = options->ring * options->queues * (1 + segments);
+	unsigned int held = options->ring * options->queues * (1 + segments) + options->parked * segments;
 	/* Small pools stay in the caches, as far as the drivers let them. */
 	bench->vhost_pool = make_pool("port", 2047, large);
 	bench->guest_pool = make_pool("guest", rte_align32pow2(held + 1024) - 1, large);
@@ -128,7 +132,8 @@ void start_ports(struct bench *bench)
 	if (rte_eal_hotplug_add("vdev", "net_vhost0", args) != 0)
 		die("net_vhost0: %s", rte_strerror(rte_errno));
 	bool offered = options->checksum == UNUSED || options->checksum == PASSED;
-	bench->vhost = start_port("net_vhost0", options, bench->vhost_pool, offered);
+	bench->vhost = start_port("net_vhost0", options, bench->vhost_pool, offered,
+				  options->checksum == VLAN);
 	print_driver(bench->vhost);
 
 	snprintf(args, sizeof(args),
@@ -138,7 +143,8 @@ void start_ports(struct bench *bench)
 		 options->in_order, options->vectorized);
 	if (rte_eal_hotplug_add("vdev", "net_virtio_user0", args) != 0)
 		die("net_virtio_user0: %s", rte_strerror(rte_errno));
-	bench->guest = start_port("net_virtio_user0", options, bench->guest_pool, options->checksum != PLAIN);
+	bench->guest = start_port("net_virtio_user0", options, bench->guest_pool,
+				  options->checksum >= UNUSED, false);
 	struct rte_eth_link link = { 0 };
 	uint64_t deadline = deadline_in(10);
 	while (rte_eth_link_get_nowait(bench->vhost, &link) == 0 && !link.link_status) {

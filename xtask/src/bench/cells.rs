@@ -17,12 +17,14 @@ pub(super) enum Mode {
     Instructions,
 }
 
-/// What happens to UDP checksums.
+/// What packets ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Checksum {
-    /// Nobody negotiated them.
+    /// Nothing; checksums are not negotiated.
     Plain,
-    /// Negotiated, no packet asks.
+    /// The port strips a VLAN tag on rx and inserts one on tx.
+    Vlan,
+    /// UDP checksums are negotiated, no packet asks.
     Unused,
     /// Each packet asks, the port passes it on.
     Passed,
@@ -53,6 +55,8 @@ pub(super) struct Setup {
     pub(super) ring: u32,
     pub(super) queues: u32,
     pub(super) checksum: Checksum,
+    /// So many packets wait on the guest's side, whose buffers are cold then.
+    pub(super) parked: u32,
 }
 
 /// What the process does for a while; the size of an empty poll is 0.
@@ -87,6 +91,7 @@ impl Checksum {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
+            Self::Vlan => "vlan",
             Self::Unused => "unused",
             Self::Passed => "passed",
             Self::Software => "software",
@@ -117,6 +122,7 @@ impl Setup {
             ring: 256,
             queues: 1,
             checksum: Checksum::Plain,
+            parked: 0,
         }
     }
 
@@ -139,6 +145,7 @@ impl Setup {
             format!("ring={}", self.ring),
             format!("queues={}", self.queues),
             format!("checksum={}", self.checksum.name()),
+            format!("parked={}", self.parked),
         ]
     }
 
@@ -161,6 +168,9 @@ impl Setup {
         words.push(format!("ring{}", self.ring));
         words.push(format!("queues{}", self.queues));
         words.push(self.checksum.name().to_owned());
+        if self.parked != 0 {
+            words.push("parked".to_owned());
+        }
         words
     }
 }

@@ -5,7 +5,7 @@ use super::results::{Comparison, Key};
 use super::statistics::Summary;
 use super::targets::target;
 
-const HEAD: &str = "mode,layout,mergeable,in_order,vectorized,ring,queues,checksum,size,burst,flow,\
+const HEAD: &str = "mode,layout,mergeable,in_order,vectorized,ring,queues,checksum,parked,size,burst,flow,\
                     direction,place,base,base_median,base_lowest,base_highest,base_runs,ours,ours_median,\
                     ours_lowest,ours_highest,ours_runs,ratio,target,noisy\n";
 
@@ -22,6 +22,7 @@ pub(super) fn table(comparisons: &[(&Key, Comparison)]) -> String {
             setup.ring.to_string(),
             setup.queues.to_string(),
             setup.checksum.name().to_owned(),
+            setup.parked.to_string(),
             cell.size.to_string(),
             cell.burst.to_string(),
             cell.flow.name().to_owned(),

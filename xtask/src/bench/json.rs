@@ -72,8 +72,8 @@ fn cell(key: &Key, comparison: &Comparison) -> String {
     let (setup, cell) = (&key.setup, &key.cell);
     format!(
         "{{\"mode\": {}, \"layout\": {}, \"mergeable\": {}, \"in_order\": {}, \"vectorized\": {}, \
-         \"ring\": {}, \"queues\": {}, \"checksum\": {}, \"size\": {}, \"burst\": {}, \"flow\": {}, \
-         \"direction\": {}, \"place\": {}, \"base\": {}, \"ours\": {}, \"ratio\": {}, \"target\": {}, \
+         \"ring\": {}, \"queues\": {}, \"checksum\": {}, \"parked\": {}, \"size\": {}, \"burst\": {}, \
+         \"flow\": {}, \"direction\": {}, \"place\": {}, \"base\": {}, \"ours\": {}, \"ratio\": {}, \"target\": {}, \
          \"noisy\": {}}}",
         string(setup.mode.name()),
         string(setup.layout()),
@@ -83,6 +83,7 @@ fn cell(key: &Key, comparison: &Comparison) -> String {
         setup.ring,
         setup.queues,
         string(setup.checksum.name()),
+        setup.parked,
         cell.size,
         cell.burst,
         string(cell.flow.name()),

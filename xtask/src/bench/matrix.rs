@@ -37,6 +37,9 @@ pub(super) fn matrix(level: Level) -> Vec<Group> {
         }
     }
     if level != Level::Quick {
+        for setup in parked() {
+            groups.extend(grouped(&setup, &[Cell::new(512, 32), Cell::new(1518, 32)]));
+        }
         groups.extend(instructions());
     }
     for setup in free_running() {
@@ -81,7 +84,12 @@ fn rings(mode: Mode, level: Level) -> Vec<Setup> {
 fn offloads(mode: Mode, level: Level) -> Vec<Setup> {
     let mut setups = Vec::new();
     for packed in LAYOUTS {
-        for checksum in [Checksum::Unused, Checksum::Passed, Checksum::Software] {
+        for checksum in [
+            Checksum::Vlan,
+            Checksum::Unused,
+            Checksum::Passed,
+            Checksum::Software,
+        ] {
             if level != Level::Quick || checksum == Checksum::Software {
                 setups.push(Setup {
                     checksum,
@@ -91,6 +99,16 @@ fn offloads(mode: Mode, level: Level) -> Vec<Setup> {
         }
     }
     setups
+}
+
+/// The guest's buffers come from further away than its second cache.
+fn parked() -> Vec<Setup> {
+    let setup = |packed| Setup {
+        ring: 1024,
+        parked: 1024,
+        ..Setup::plain(Mode::OneCore, packed)
+    };
+    LAYOUTS.map(setup).into()
 }
 
 /// Few: each instruction takes microseconds.
