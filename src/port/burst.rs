@@ -28,11 +28,27 @@ pub(super) unsafe extern "C" fn rx_burst(
     packets: *mut *mut rte_mbuf,
     count: u16,
 ) -> u16 {
+    // SAFETY: a queue that is set up (caller).
+    let Some(queue) = (unsafe { RxQueue::from_ptr(queue) }) else {
+        return 0;
+    };
+    // Loads and compares, which cannot panic.
+    // SAFETY: one lcore at a time (caller).
+    if unsafe { queue.is_idle() } {
+        return 0;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { receive(queue, packets, count) }
+}
+
+/// The rest of [`rx_burst`], apart so that an empty poll has no registers to save.
+///
+/// # Safety
+///
+/// As for [`rx_burst`].
+#[inline(never)]
+unsafe fn receive(queue: &RxQueue, packets: *mut *mut rte_mbuf, count: u16) -> u16 {
     guard::catch(0, || {
-        // SAFETY: a queue that is set up (caller).
-        let Some(queue) = (unsafe { RxQueue::from_ptr(queue) }) else {
-            return 0;
-        };
         // SAFETY: an array of `count` places (caller); a `Slot` may hold anything.
         let out = unsafe { std::slice::from_raw_parts_mut(packets.cast::<Slot>(), count.into()) };
         // SAFETY: one lcore at a time (caller).

@@ -501,6 +501,19 @@ impl RxQueue {
         }
     }
 
+    /// Whether there is nothing to receive. An empty poll ends here, with few instructions.
+    ///
+    /// # Safety
+    ///
+    /// One thread at a time polls a queue, as ethdev demands.
+    #[inline(always)]
+    pub(super) unsafe fn is_idle(&self) -> bool {
+        let gate = &self.vring().gate;
+        // SAFETY: one thread at a time (caller).
+        let waits = unsafe { gate.enter(|running| running.virtqueue.has_available()) };
+        !waits.unwrap_or(false) && !self.shared().rarp.is_some()
+    }
+
     /// Receives packets into `out`; the number of places that were filled.
     ///
     /// # Safety
@@ -515,9 +528,6 @@ impl RxQueue {
                 let rarp = self.shared().rarp.is_some();
                 if rarp {
                     return self.receive_rarp(running, out);
-                }
-                if !running.virtqueue.has_available() {
-                    return 0;
                 }
                 self.dequeue(running, out)
             })
