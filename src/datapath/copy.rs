@@ -190,8 +190,43 @@ unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
 #[cold]
 #[inline(never)]
 unsafe fn copy_long(dst: *mut u8, src: *const u8, len: usize) {
+    prefetch_all_for_write(dst, len);
     // SAFETY: the caller's promise.
     unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
+}
+
+/// Asks to own all lines of `len` bytes: stores that miss wait for each other, and these do not.
+#[inline(always)]
+fn prefetch_all_for_write(dst: *mut u8, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut at = 0;
+        while len - at >= 256 {
+            let line = dst.wrapping_add(at);
+            // SAFETY: a prefetch of any address is only a hint, and a no-op on CPUs without it.
+            unsafe {
+                std::arch::asm!(
+                    "prefetchw [{0}]",
+                    "prefetchw [{0} + 64]",
+                    "prefetchw [{0} + 128]",
+                    "prefetchw [{0} + 192]",
+                    in(reg) line,
+                    options(nostack, preserves_flags, readonly)
+                );
+            }
+            at += 256;
+        }
+        while at < len {
+            let line = dst.wrapping_add(at);
+            // SAFETY: as above.
+            unsafe {
+                std::arch::asm!("prefetchw [{0}]", in(reg) line, options(nostack, preserves_flags, readonly));
+            }
+            at += 64;
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (dst, len);
 }
 
 /// `N` bytes at offset `at`.

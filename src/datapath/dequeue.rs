@@ -92,11 +92,17 @@ pub(super) fn dequeue_burst<
     };
     let with = (features, counters);
     let mut received = 0;
+    // Where one chain has several descriptors, the next one has, too.
+    let mut chained = false;
     chain.begin_burst();
     while let Some(rest) = out.get_mut(received..)
         && !rest.is_empty()
     {
-        let asked = count(rest.len().min(PASS));
+        let asked = if chained {
+            1
+        } else {
+            count(rest.len().min(PASS))
+        };
         let waiting = ring.ahead(asked);
         let found = match waiting {
             0 => break,
@@ -107,6 +113,7 @@ pub(super) fn dequeue_burst<
         let Some(found) = found else { break };
         received += usize::from(found);
         if found == waiting {
+            chained = false;
             if ring.was_all(waiting, asked) {
                 break;
             }
@@ -116,6 +123,7 @@ pub(super) fn dequeue_burst<
             // A packed ring tells only now that it is empty.
             break;
         }
+        chained = true;
         let rest = out.get_mut(received..).unwrap_or_default();
         let apart = S::cursor(&mut space);
         match dequeue_chain::<R, _, P, F>(ring, apart, chain, pool, rest, with) {
