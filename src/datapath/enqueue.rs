@@ -20,20 +20,25 @@ use crate::virtqueue::{
 struct Target<'m, 'p, const F: u32> {
     both: Matched<'m, 'p, F>,
     id: u16,
-    /// What the driver is asked for, where packets may ask for something.
-    asks: Asks,
 }
 
-/// That the driver makes a checksum; nothing when `offset` is 0.
+/// What is asked for with a packet.
 #[derive(Clone, Copy, Default)]
-struct Asks {
-    /// Where it begins.
+struct Asks<'m> {
+    /// That the driver makes a checksum, which begins here.
     start: u16,
-    /// Where its field is from there on.
+    /// Where its field is from there on; 0: none.
     offset: u16,
     /// What stands there.
     value: [u8; 2],
+    /// A tag. All that is behind it is in its place, as if the buffer began a tag later; this is what
+    /// the buffer really begins with.
+    tag: Option<(u16, GuestRange<'m>)>,
 }
+
+/// Bytes of a VLAN tag, and of the addresses that stand before it.
+const TAG_LEN: usize = 4;
+const ADDRESSES_LEN: usize = 12;
 
 /// What came of a packet in the general body.
 pub(super) enum Outcome {
@@ -80,21 +85,21 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, V: Level, P: Release,
         let found = match waiting {
             0 => break,
             // A straight line, which spares a burst of one the loops.
-            1 => short::<R, S, L, P::Packet, F, 1, false>(ring, with, rest, counters),
-            _ => V::run(|| short::<R, S, L, P::Packet, F, PASS, false>(ring, with, rest, counters)),
+            1 => short::<R, S, L, P::Packet, F, 1, false>(ring, with, (rest, false), counters),
+            _ => V::run(|| {
+                short::<R, S, L, P::Packet, F, PASS, false>(ring, with, (rest, false), counters)
+            }),
         };
         taken += usize::from(found);
         if found == waiting {
             continue;
         }
-        if takes_unsummed(features) {
-            let rest = rest.get(found.into()..).unwrap_or_default();
-            let with = (&mut space, &mut log);
-            let asking = short_asking::<R, S, L, V, _, F>(ring, with, rest, counters);
-            taken += usize::from(asking);
-            if asking != 0 {
-                continue;
-            }
+        let rest = rest.get(found.into()..).unwrap_or_default();
+        let with = (&mut space, &mut log);
+        let asking = short_asking::<R, S, L, V, _, F>(ring, with, rest, features, counters);
+        taken += usize::from(asking);
+        if asking != 0 {
+            continue;
         }
         let with = (&mut space, &mut log);
         let rest = packets.get(taken..).unwrap_or_default();
@@ -128,33 +133,33 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, V: Level, P: Release,
     taken
 }
 
-/// The short body for packets that may ask for a checksum.
+/// The short body for packets that may ask for a tag and, of a driver that takes that, for a checksum.
 #[inline(never)]
 fn short_asking<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32>(
     ring: &mut R,
     with: (&mut S::Held<'_>, &mut L::Log<'_>),
     packets: &[T],
+    features: u64,
     counters: &QueueCounters,
 ) -> u16 {
-    if packets
-        .first()
-        .is_none_or(|packet| packet.checksum_only().is_none())
-    {
+    let little = packets.first().and_then(Packet::little);
+    let sums = takes_unsummed(features);
+    if little.is_none_or(|little| little.sum.is_some() && !sums) {
         return 0;
     }
     // Those that were taken shortly before may have been the last ones up to the end of the ring.
     let packets = packets.get(..ring.ahead(count(packets.len())).into());
     let packets = packets.unwrap_or_default();
-    V::run(|| short::<R, S, L, T, F, PASS, true>(ring, with, packets, counters))
+    V::run(|| short::<R, S, L, T, F, PASS, true>(ring, with, (packets, sums), counters))
 }
 
 /// The short body: sends `packets`, no more than slots wait, until one is not for it; how many that
-/// were. With `A` they may ask for a checksum, of a driver that takes that.
+/// were. With `A` they may ask for a tag, and with `sums` for a checksum.
 #[inline(always)]
 fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const N: usize, const A: bool>(
     ring: &mut R,
     (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
-    packets: &[T],
+    (packets, sums): (&[T], bool),
     counters: &QueueCounters,
 ) -> u16 {
     let run = ring.run(count(packets.len()));
@@ -162,49 +167,65 @@ fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const N: usize,
     run.prefetch_used(count(packets.len()));
     let mut slots = Room::<_, N>::new();
     let mut targets = slots.filling();
+    let mut slots = Room::<_, N>::new();
+    let mut all_asks = slots.filling();
     for nth in 0..usize::from(run.slots()).min(packets.len()).min(N) {
-        let Some(target) = packets
+        let Some((target, asks)) = packets
             .get(nth)
-            .and_then(|packet| gather::<_, _, T, F, A>(run, nth, &mut cursor, packet))
+            .and_then(|packet| gather::<_, _, T, F, A>(run, nth, &mut cursor, (packet, sums)))
         else {
             break;
         };
         if R::Run::HIDDEN {
-            run.put_used(nth, target.id, used(&target));
+            run.put_used(nth, target.id, used::<F, A>(&target, asks));
         }
         targets.push(target);
+        if A {
+            all_asks.push(asks);
+        }
     }
-    let targets = targets.done();
+    let (targets, all_asks) = (targets.done(), all_asks.done());
     let found = count(targets.len());
     let Some(first) = targets.first() else {
         return 0;
     };
     let mut tally = Tally::new(counters);
+    let asks_of = |nth: usize| match all_asks.get(nth) {
+        Some(asks) if A => *asks,
+        _ => Asks::default(),
+    };
     for (nth, target) in targets.iter().enumerate() {
-        put::<F, A>(target);
+        let asks = asks_of(nth);
+        put::<F, A>(target, asks);
         L::mark(log, target.both.buffer());
         let data = target.both.data();
-        tally.add(narrow(data.len()), data);
+        let mut len = data.len();
+        if A && let Some((_, front)) = asks.tag {
+            L::mark(log, front);
+            len += TAG_LEN;
+        }
+        tally.add(narrow(len), data);
         if !R::Run::HIDDEN {
-            run.put_used(nth, target.id, used(target));
+            run.put_used(nth, target.id, used::<F, A>(target, asks));
         }
     }
-    ring.end_run(found, first.id, used(first));
+    ring.end_run(found, first.id, used::<F, A>(first, asks_of(0)));
     tally.flush();
     found
 }
 
-/// First pass of the short body: a packet of one segment that asks for nothing, or with `A` for a
-/// checksum, with the buffer at its turn, when that is one descriptor, lies in one region and is large
+/// First pass of the short body: a packet of one segment that asks for nothing, or with `A` for
+/// little, with the buffer at its turn, when that is one descriptor, lies in one region and is large
 /// enough.
 #[inline(always)]
 fn gather<'m, 'p, R: Run, C: Translate<'m>, T: Packet, const F: u32, const A: bool>(
     run: R,
     nth: usize,
     cursor: &mut C,
-    packet: &'p T,
-) -> Option<Target<'m, 'p, F>> {
+    (packet, sums): (&'p T, bool),
+) -> Option<(Target<'m, 'p, F>, Asks<'m>)> {
     let mut asks = Asks::default();
+    let mut tag = None;
     let data = match packet.plain() {
         Some(data) => data,
         None if A => {
@@ -212,19 +233,35 @@ fn gather<'m, 'p, R: Run, C: Translate<'m>, T: Packet, const F: u32, const A: bo
             if data.len() != packet.len() as usize {
                 return None;
             }
-            let unsummed = Unsummed::of(packet.checksum_only()?, data)?;
-            asks = Asks {
-                start: unsummed.header.csum_start,
-                offset: unsummed.header.csum_offset,
-                value: unsummed.value,
-            };
+            let little = packet.little()?;
+            if little.sum.is_some() && !sums {
+                return None;
+            }
+            if let Some(sum) = little.sum {
+                let unsummed = Unsummed::of(sum, data)?;
+                asks.start = unsummed.header.csum_start;
+                asks.offset = unsummed.header.csum_offset;
+                asks.value = unsummed.value;
+            }
+            tag = little.tag;
             data
         }
         None => return None,
     };
-    let (buffer, id) = find_room(run, nth, cursor, header_len(F) + data.len())?;
+    let room = header_len(F) + data.len();
+    if A && let Some(tag) = tag {
+        if data.len() < ADDRESSES_LEN {
+            return None;
+        }
+        let (buffer, id) = find_room(run, nth, cursor, room + TAG_LEN)?;
+        let front = buffer.first(header_len(F) + ADDRESSES_LEN + TAG_LEN);
+        asks.tag = Some((tag, front));
+        let both = Matched::new(buffer.after(TAG_LEN), data)?;
+        return Some((Target { both, id }, asks));
+    }
+    let (buffer, id) = find_room(run, nth, cursor, room)?;
     let both = Matched::new(buffer, data)?;
-    Some(Target { both, id, asks })
+    Some((Target { both, id }, asks))
 }
 
 /// `len` bytes in the buffer at the `nth` slot, when that is as for the short body.
@@ -253,8 +290,9 @@ fn find_room<'m, R: Run, A: Translate<'m>>(
 
 /// What the used descriptor of `target` says: header and data.
 #[inline(always)]
-fn used<const F: u32>(target: &Target<'_, '_, F>) -> u32 {
-    narrow(target.both.buffer().len())
+fn used<const F: u32, const A: bool>(target: &Target<'_, '_, F>, asks: Asks<'_>) -> u32 {
+    let tag = if A && asks.tag.is_some() { TAG_LEN } else { 0 };
+    narrow(target.both.buffer().len() + tag)
 }
 
 /// A length that the 32 bits of a descriptor cover.
@@ -269,22 +307,40 @@ fn narrow(len: usize) -> u32 {
 
 /// Second pass: header and data.
 #[inline(always)]
-fn put<const F: u32, const A: bool>(target: &Target<'_, '_, F>) {
+fn put<const F: u32, const A: bool>(target: &Target<'_, '_, F>, asks: Asks<'_>) {
     let Asks {
         start,
         offset,
         value,
-    } = target.asks;
-    let asks = if A && offset != 0 {
-        let flags = u64::from(VIRTIO_NET_HDR_F_NEEDS_CSUM);
-        (flags | u64::from(start) << 48, offset)
-    } else {
+        tag,
+    } = asks;
+    if !A || (offset == 0 && tag.is_none()) {
+        return target.both.put((0, 0));
+    }
+    let shift = if tag.is_some() { TAG_LEN as u64 } else { 0 };
+    let asks = if offset == 0 {
         (0, 0)
+    } else {
+        let start = u64::from(start) + shift;
+        (u64::from(VIRTIO_NET_HDR_F_NEEDS_CSUM) | start << 48, offset)
     };
     target.both.put(asks);
-    if A && offset != 0 {
+    if offset != 0 {
         let field = header_len(F) + usize::from(start) + usize::from(offset);
         copy_pair(target.both.buffer(), field, value);
+    }
+    if let Some((tag, front)) = tag {
+        // The same header, where it belongs, and what stands before the tag.
+        let mut header = [0; 12];
+        let (first, last) = header.split_at_mut(8);
+        first.copy_from_slice(&asks.0.to_le_bytes());
+        last.copy_from_slice(&(u32::from(asks.1) | 1 << 16).to_le_bytes());
+        copy_out(front, header.get(..header_len(F)).unwrap_or_default());
+        let addresses = front.after(header_len(F));
+        let before = target.both.data().get(..ADDRESSES_LEN);
+        copy_out(addresses, before.unwrap_or_default());
+        let [t0, t1] = tag.to_be_bytes();
+        copy_out(addresses.after(ADDRESSES_LEN), &[0x81, 0x00, t0, t1]);
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::large::{LONGEST, LargeBuffers};
 use super::queue::Shared;
 use crate::datapath::{
-    Asked, Checksum, ChecksumOnly, Datagram, Headers, Ip, Marks, Packet, PacketPool, Release,
-    RxRules, Transport,
+    Asked, Checksum, ChecksumOnly, Datagram, Headers, Ip, Little, Marks, Packet, PacketPool,
+    Release, RxRules, Transport,
 };
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
@@ -124,19 +124,24 @@ impl Packet for Slot {
     }
 
     #[inline(always)]
-    fn checksum_only(&self) -> Option<ChecksumOnly> {
+    fn little(&self) -> Option<Little> {
         let mbuf = self.mbuf();
-        let udp = match mbuf.ol_flags() & ALL_REQUESTS {
+        let flags = mbuf.ol_flags();
+        let tag = (flags & RTE_MBUF_F_TX_VLAN != 0).then(|| mbuf.vlan_tci());
+        let udp = match flags & ALL_REQUESTS & !RTE_MBUF_F_TX_VLAN {
             UDP_ONLY => true,
             TCP_ONLY => false,
+            // Marks count where nothing is asked of the transport.
+            0 if flags & MARKS == 0 => return Some(Little { sum: None, tag }),
             _ => return None,
         };
         let offload = mbuf.tx_offload();
-        Some(ChecksumOnly {
+        let sum = Some(ChecksumOnly {
             l2_len: offload.l2_len(),
             l3_len: offload.l3_len(),
             udp,
-        })
+        });
+        Some(Little { sum, tag })
     }
 
     #[inline(always)]

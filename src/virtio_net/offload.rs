@@ -8,7 +8,7 @@ use super::header::{
     VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 use super::parse::{Headers, IPV6_LEN, Ip, Transport};
-use super::plan::ChecksumOnly;
+use super::plan::{ChecksumOnly, Little};
 use super::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO,
@@ -147,8 +147,22 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// The same, when it is a VLAN tag, or the checksum of TCP or UDP over IPv4, or both, and nothing else.
+    pub fn little(self) -> Option<Little> {
+        let tag = self.vlan;
+        let rest = Self { vlan: None, ..self };
+        if rest == Self::default() {
+            return Some(Little { sum: None, tag });
+        }
+        let sum = rest.checksum_only()?;
+        Some(Little {
+            sum: Some(sum),
+            tag,
+        })
+    }
+
     /// The same, when it is the checksum of TCP or UDP over IPv4 and nothing else.
-    pub fn checksum_only(self) -> Option<ChecksumOnly> {
+    fn checksum_only(self) -> Option<ChecksumOnly> {
         let only = Self {
             l2_len: self.l2_len,
             l3_len: self.l3_len,

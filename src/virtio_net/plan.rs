@@ -138,6 +138,15 @@ pub struct ChecksumOnly {
     pub udp: bool,
 }
 
+/// What is asked of a frame when that is no more than this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Little {
+    /// A checksum.
+    pub sum: Option<ChecksumOnly>,
+    /// A VLAN tag in front of all others.
+    pub tag: Option<u16>,
+}
+
 impl ChecksumOnly {
     fn transport(self) -> Transport {
         match self.udp {

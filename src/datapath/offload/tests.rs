@@ -250,6 +250,71 @@ fn a_request_becomes_a_header_and_the_packet_stays_as_it_was() {
 }
 
 #[test]
+fn what_is_asked_in_one_segment_is_done_as_in_two() {
+    let sum = |transport| Asked {
+        l2_len: 14,
+        l3_len: 20,
+        ip: Some(Ip::V4),
+        transport: Some(transport),
+        ..Asked::default()
+    };
+    let tag = Asked {
+        vlan: Some(0x123),
+        ..Asked::default()
+    };
+    let udp = Build::new(Ip::V4, Transport::Udp, 30);
+    let asked = [
+        (TCP, None),
+        (TCP, Some(sum(Transport::Tcp))),
+        (udp, Some(tag)),
+        (udp, Some(sum(Transport::Udp))),
+        (
+            TCP,
+            Some(Asked {
+                vlan: Some(7),
+                ..sum(Transport::Tcp)
+            }),
+        ),
+        (udp, None),
+    ];
+    // With the feature and without; then the checksum is made here.
+    for (features, packed) in [(true, false), (true, true), (false, false)] {
+        // Cut within the headers, which the short body does not take.
+        let [whole, cut] = [0, 20].map(|cut| {
+            let mut driver = match packed {
+                true => FakeDriver::packed(16),
+                false => FakeDriver::split(16),
+            };
+            driver = driver.feature(VIRTIO_NET_F_MRG_RXBUF);
+            if features {
+                driver = driver.feature(VIRTIO_NET_F_GUEST_CSUM);
+            }
+            for _ in 0..asked.len() {
+                driver.offer(&[Buffer::writable(2048)]);
+            }
+            let packets: Vec<FakePacket> = asked
+                .iter()
+                .map(|(build, asked)| {
+                    let frame = build.frame();
+                    let (start, rest) = frame.split_at(cut);
+                    let parts = [start, rest];
+                    let packet = driver.pool.packet(&parts[usize::from(cut == 0)..]);
+                    asked.map_or(packet, |asked| packet.asking(asked))
+                })
+                .collect();
+            assert_eq!(driver.enqueue_packets(&packets), packets.len());
+            assert_eq!(driver.pool.live(), 0);
+            let used = driver.used();
+            let bytes = driver.counted(|c| &c.bytes);
+            let written: Vec<Vec<u8>> = used.iter().map(|used| driver.written(*used)).collect();
+            (written, bytes)
+        });
+        assert_eq!(whole, cut);
+        assert_eq!(whole.0.len(), asked.len());
+    }
+}
+
+#[test]
 fn a_large_frame_goes_over_several_buffers_with_one_header() {
     let mut driver = taking();
     let build = Build {
