@@ -1,6 +1,6 @@
 //! QEMU's own protocol: one connection for as long as the machine runs.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -76,12 +76,9 @@ impl Connection {
         self.commands += 1;
         let id = format!("\"id\": {}", self.commands);
         let line = format!("{{\"execute\": \"{command}\", \"arguments\": {arguments}, {id}}}");
-        if let Err(error) = writeln!(self.socket, "{line}") {
-            // It may have said why it went.
-            let mut last = String::new();
-            let _ = self.answers.read_to_string(&mut last);
-            return Err(format!("{}: {last}", failed(error)).into());
-        }
+        // At once: QEMU needs no end of line to obey, and after `quit` nobody would take it.
+        let written = self.socket.write_all(format!("{line}\n").as_bytes());
+        written.map_err(failed)?;
         // A greeting and events may come before the answer.
         loop {
             let mut answer = String::new();
