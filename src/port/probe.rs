@@ -141,7 +141,7 @@ fn create(device: VdevDevice) -> Result<(), PortError> {
 fn attach(device: VdevDevice) -> Result<(), PortError> {
     let dev = EthDev::attach_secondary(device.name()).ok_or(PortError::NoPort)?;
     let functions = Functions {
-        ops: &ops::OPS,
+        ops: &ops::SECONDARY_OPS,
         rx_burst: Some(burst::no_burst),
         tx_burst: Some(burst::no_burst),
         rx_queue_count: None,
