@@ -89,6 +89,7 @@ impl Port {
     pub(super) fn stop(&self) {
         self.shared.started.store(false, Ordering::Relaxed);
         self.forbid(Allow::Started);
+        self.rx.iter().for_each(|vring| vring.forget_watched());
     }
 
     /// Ends the connection and the socket. When this returns, nothing of the port uses its ethdev,
