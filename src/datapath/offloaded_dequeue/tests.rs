@@ -17,7 +17,8 @@ use super::*;
 use crate::datapath::{Checksum, DmaCounters};
 use crate::testing::dma::{Fault, Faults, Faulty, SimEngine};
 use crate::testing::{
-    BUFFERS, Buffer, Build, FakeDriver, FakeLog, FakePacket, FakePool, Frame, LogRing, RINGS, Used,
+    BUFFERS, Buffer, Build, FakeDriver, FakeLog, FakePacket, FakePool, Frame, LogRing, NEXT, RINGS,
+    Used,
 };
 use crate::virtio_net::{
     Ip, Transport, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1, VIRTIO_NET_F_CSUM,
@@ -801,6 +802,34 @@ fn mappings_come_and_go_with_the_queue() {
         assert!(faults.lock().unwrap().mappings > 0);
         drop(bench);
         assert_eq!(faults.lock().unwrap().mappings, 0);
+    }
+}
+
+/// 16: a region is too long for the engine; the others are its own.
+#[test]
+fn memory_that_cannot_be_mapped_is_the_cpus() {
+    for (mut bench, faults) in faulty_benches(|faults| faults.longest_mapping = 8 << 20) {
+        assert_eq!(
+            faults.lock().unwrap().refusals,
+            1,
+            "told once, of one region"
+        );
+        for nth in 0..16 {
+            let frame = bench.frame(1500);
+            let buffer = Buffer::holding(bench.driver.with_header(&frame));
+            // Every other one in a short region.
+            let buffer = match nth % 2 {
+                0 => buffer,
+                _ => buffer.at(NEXT.start + nth * 2048),
+            };
+            bench.driver.offer(&[buffer]);
+            bench.expected.push_back(frame);
+        }
+        assert_eq!(bench.receive(32), 1, "the first is the CPU's");
+        assert_eq!(bench.dma(|c| &c.copies), 8);
+        assert_eq!(bench.dma(|c| &c.cpu_noaddr), 8);
+        bench.settle();
+        assert_eq!(faults.lock().unwrap().refusals, 1);
     }
 }
 
