@@ -191,8 +191,8 @@ fn datagrams_that_wait_in_a_guest_move_with_it_unharmed() -> Outcome {
     datagrams_arrive_whole("guest-migration-held", ",mrg_rxbuf=off,host_mtu=3960", "")
 }
 
-/// Every packet to the guest is written by a copy engine.
-const ENGINES: &str = ",dmas=[txq0@sw],dmathr=0";
+/// Every packet to the guest and from it is copied by an engine.
+const ENGINES: &str = ",dmas=[txq0@sw;rxq0@sw],dmathr=0";
 
 #[test]
 fn datagrams_that_an_engine_wrote_move_unharmed() -> Outcome {
