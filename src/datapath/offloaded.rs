@@ -281,22 +281,16 @@ fn land<R: Ring, L: Logging, P: Release>(
     let mut redone = 0;
     let mut all = 0;
     while all < most && flight.lands() {
-        let mut room = Room::<_, PASS>::new();
-        let packets = room.fill(0..PASS.min(most - all), |_, _| {
-            loop {
-                let landed = flight.land(|at, len| L::mark_at(&mut log, at, len))?;
-                for _ in 0..landed.chains {
-                    if let Some(chain) = flight.next_chain() {
-                        ring.push_used(chain.id, chain.slots, chain.len);
-                    }
-                }
-                redone += u64::from(landed.redone);
-                if let Some(Sent { packet, len }) = landed.packet {
-                    tally.add(len, packet.segments().next().unwrap_or_default());
-                    return Some(packet);
-                }
-            }
-        });
+        let mut slots = Room::<_, PASS>::new();
+        let mut landed = slots.filling();
+        for _ in 0..PASS.min(most - all) {
+            let Some(packet) = next::<R, L, _>(ring, flight, &mut log, &mut tally, &mut redone)
+            else {
+                break;
+            };
+            landed.push(packet);
+        }
+        let packets = landed.done();
         pool.release(packets);
         all += packets.len();
     }
@@ -306,6 +300,30 @@ fn land<R: Ring, L: Logging, P: Release>(
         add(&counters.dma.redone, redone);
     }
     all
+}
+
+/// Gives back what has landed, up to a packet, which is to be released.
+#[inline(always)]
+fn next<R: Ring, L: Logging, T: Packet>(
+    ring: &mut R,
+    flight: &mut Flight<Sent<T>>,
+    log: &mut L::Log<'_>,
+    tally: &mut Tally<'_>,
+    redone: &mut u64,
+) -> Option<T> {
+    loop {
+        let landed = flight.land(|at, len| L::mark_at(log, at, len))?;
+        for _ in 0..landed.chains {
+            if let Some(chain) = flight.next_chain() {
+                ring.push_used(chain.id, chain.slots, chain.len);
+            }
+        }
+        *redone += u64::from(landed.redone);
+        if let Some(Sent { packet, len }) = landed.packet {
+            tally.add(len, packet.segments().next().unwrap_or_default());
+            return Some(packet);
+        }
+    }
 }
 
 /// What is the same for all packets of a burst.

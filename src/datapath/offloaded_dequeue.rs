@@ -227,7 +227,7 @@ fn has_copies<R: Ring>(ring: &R, threshold: u32) -> bool {
     }
     let run = ring.run(waiting);
     let mut copies = 0;
-    for nth in 0..waiting {
+    for nth in 0..usize::from(run.slots()) {
         let Some((descriptor, _)) = run.peek(nth) else {
             break;
         };
@@ -367,33 +367,50 @@ impl Landing<'_> {
         let mut tally = Tally::new(counters);
         let mut redone = 0;
         let mut room = Room::<_, PASS>::new();
-        let packets = room.fill(0..most, |_, _| {
-            loop {
-                // Nothing of the guest's but its ring is written.
-                let landed = flight.land(|_, _| {})?;
-                for _ in 0..landed.chains {
-                    if let Some(chain) = flight.next_chain() {
-                        if self.flags & IN_ORDER != 0 {
-                            ring.push_batch(chain.id, chain.slots);
-                        } else {
-                            ring.push_used(chain.id, chain.slots, 0);
-                        }
-                    }
-                }
-                redone += u64::from(landed.redone);
-                if let Some(Incoming { mut packet, header }) = landed.packet {
-                    tally.add(packet.len(), packet.segments().next().unwrap_or_default());
-                    if self.flags & OFFLOADS != 0 && !header.is_plain() {
-                        take_up(pool, &mut packet, header, self.features);
-                    }
-                    return Some(packet);
-                }
-            }
-        });
+        let mut packets = room.filling();
+        for _ in 0..most {
+            let Some(packet) = self.next(ring, flight, pool, (&mut tally, &mut redone)) else {
+                break;
+            };
+            packets.push(packet);
+        }
+        let packets = packets.done();
         hand_out(packets);
         tally.flush();
         if redone != 0 {
             add(&counters.dma.redone, redone);
+        }
+    }
+
+    /// Gives back what has landed, up to a packet, which is to be handed out.
+    #[inline(always)]
+    fn next<R: Ring, P: PacketPool>(
+        &self,
+        ring: &mut R,
+        flight: &mut Flight<Slot<P>>,
+        pool: &P,
+        (tally, redone): (&mut Tally<'_>, &mut u64),
+    ) -> Option<P::Packet> {
+        loop {
+            // Nothing of the guest's but its ring is written.
+            let landed = flight.land(|_, _| {})?;
+            for _ in 0..landed.chains {
+                if let Some(chain) = flight.next_chain() {
+                    if self.flags & IN_ORDER != 0 {
+                        ring.push_batch(chain.id, chain.slots);
+                    } else {
+                        ring.push_used(chain.id, chain.slots, 0);
+                    }
+                }
+            }
+            *redone += u64::from(landed.redone);
+            if let Some(Incoming { mut packet, header }) = landed.packet {
+                tally.add(packet.len(), packet.segments().next().unwrap_or_default());
+                if self.flags & OFFLOADS != 0 && !header.is_plain() {
+                    take_up(pool, &mut packet, header, self.features);
+                }
+                return Some(packet);
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::virtio_net::{Asked, Datagram, Headers};
+use crate::virtio_net::{Asked, ChecksumOnly, Datagram, Headers};
 
 /// How a pool's owner wants to hear of what drivers leave to others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +57,11 @@ pub trait Packet: Copy {
 
     /// What is asked of whoever sends the packet; `None`: nothing.
     fn asked(&self) -> Option<Asked>;
+
+    /// The same, when it is the checksum of TCP or UDP over IPv4 and nothing else.
+    fn checksum_only(&self) -> Option<ChecksumOnly> {
+        self.asked()?.checksum_only()
+    }
 
     /// The bytes of each segment, in order.
     fn segments(&self) -> impl Iterator<Item = &[u8]>;
