@@ -92,6 +92,7 @@ impl Port {
     pub(super) fn stop(&self) {
         self.shared.started.store(false, Ordering::Relaxed);
         self.forbid(Allow::Started);
+        self.rx.iter().for_each(|vring| vring.forget_watched());
         if let Some(lanes) = &self.lanes {
             lanes.release_kept();
         }

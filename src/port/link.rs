@@ -162,8 +162,8 @@ impl Port {
 
     /// The port is where the guest's memory is: on the node of its first ring.
     fn adopt_node(&self) {
-        let ring = self.rx.first().and_then(|vring| vring.monitor());
-        if let Some(node) = ring.and_then(|ring| eal::node_of(ring.word)) {
+        let ring = self.rx.first().and_then(|vring| vring.place());
+        if let Some(node) = ring.and_then(eal::node_of) {
             self.dev().set_numa_node(node);
         }
     }
