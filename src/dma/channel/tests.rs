@@ -4,6 +4,7 @@
 )]
 
 use super::*;
+use crate::dma::Tag;
 use crate::dma::flight::Flight;
 use crate::testing::dma::{Fault, Faulty, SimEngine};
 
