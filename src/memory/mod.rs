@@ -14,7 +14,7 @@ mod translate;
 mod uffd;
 
 pub use dirty_log::{DirtyLog, DirtyPages};
-pub use iotlb::{Access, Extent, Iotlb, IovaRange, Miss};
+pub use iotlb::{Access, Extent, Iotlb, IovaRange, Miss, PAGE_BITS};
 pub use lookaside::{IotlbCursor, Lookaside, Questions, Translated};
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{

@@ -22,6 +22,8 @@ pub use chain::{Chain, Reserved, Segment};
 pub use dirty::{QueueLog, RingWrites};
 #[cfg(loom)]
 pub use gate::NoBarrier;
+#[cfg(not(loom))]
+pub use gate::prepare_barriers;
 pub use gate::{Allow, Barrier, Gate, Membarrier};
 pub use notify::{Notified, Notifier};
 pub use packed::PackedRing;
@@ -203,6 +205,14 @@ impl Virtqueue {
         };
         cursor.finish();
         looked
+    }
+
+    /// How many slots were taken since the ring was at `position`; no more than it has.
+    pub fn slots_since(&self, position: u16) -> u16 {
+        match &self.ring {
+            Layout::Split(ring) => ring.slots_since(position),
+            Layout::Packed(ring) => ring.slots_since(position),
+        }
     }
 
     /// Whether a buffer waits.

@@ -258,6 +258,18 @@ impl Ring for PackedRing {
         if slots <= self.size { slots } else { 0 }
     }
 
+    fn slots_since(&self, position: u16) -> u16 {
+        let (there, here) = (Position(position), self.next_available);
+        let turn = if here.wrap() == there.wrap() {
+            0
+        } else {
+            self.size
+        };
+        // Without a turn, and yet behind: it was more than one.
+        let slots = (here.index().wrapping_add(turn)).wrapping_sub(there.index());
+        slots.min(self.size)
+    }
+
     #[inline(always)]
     fn has_available(&self) -> bool {
         let at = self.next_available;

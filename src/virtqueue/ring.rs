@@ -87,6 +87,9 @@ pub trait Ring {
     /// How many slots there are up to `position`; 0 when the ring has gone past it.
     fn slots_until(&self, position: u16) -> u16;
 
+    /// The slots from `position`, where the ring was before, to its next one; no more than it has.
+    fn slots_since(&self, position: u16) -> u16;
+
     /// Whether anything waits.
     fn has_available(&self) -> bool;
 

@@ -201,6 +201,10 @@ impl Ring for SplitRing {
         if slots <= self.size { slots } else { 0 }
     }
 
+    fn slots_since(&self, position: u16) -> u16 {
+        self.next_available.wrapping_sub(position).min(self.size)
+    }
+
     #[inline(always)]
     fn has_available(&self) -> bool {
         self.available_index.load(Ordering::Acquire) != self.next_available

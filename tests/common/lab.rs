@@ -108,12 +108,17 @@ impl Lab {
         format!("{folder}-{role}")
     }
 
+    /// Where something that a process writes is kept after the test.
+    pub(crate) fn log_path(&self, name: &str) -> PathBuf {
+        self.logs.join(name)
+    }
+
     /// A file for what a process prints; kept after the test.
     pub(crate) fn log_file(&self, name: &str) -> Option<File> {
         File::options()
             .create(true)
             .append(true)
-            .open(self.logs.join(name))
+            .open(self.log_path(name))
             .ok()
     }
 

@@ -26,6 +26,7 @@ use super::postcopy::Postcopy;
 use super::say;
 use super::spawn::Spawn;
 use super::turn::{Turn, Vid};
+use super::voice::Voice;
 use super::vring::{SetupError, Translated, VringSetup};
 use super::{DeviceInfo, SessionConfig, SessionEvents};
 use crate::memory::{Access, DirtyLog, Iotlb, IovaRange, MemoryTable, Questions};
@@ -38,6 +39,7 @@ const STATUS_DRIVER_OK: u8 = 4;
 
 /// What a device has from its port.
 pub(super) struct Place {
+    pub(super) voice: Arc<Voice>,
     pub(super) config: Arc<SessionConfig>,
     pub(super) events: Arc<dyn SessionEvents>,
     pub(super) turn: Arc<Turn>,
@@ -79,6 +81,12 @@ struct Vring {
     held: bool,
     /// Nobody has looked yet at what the driver put there for us to fill.
     unseen: bool,
+    /// Where it was when it started.
+    begun: u16,
+    /// How many slots were taken until it was stopped.
+    taken: u16,
+    /// A flush has stopped it: how many slots to look ahead when it starts again.
+    near: Option<u16>,
     /// The setup does not make a virtqueue, and was not changed since.
     rejected: bool,
 }
@@ -141,8 +149,8 @@ impl Device {
         }
     }
 
-    fn iface(&self) -> &str {
-        &self.place.config.iface
+    fn iface(&self) -> &Voice {
+        &self.place.voice
     }
 
     /// Vring `index`; those below it come into being with it.
@@ -164,6 +172,9 @@ impl Device {
                 missed: false,
                 held: false,
                 unseen: false,
+                begun: 0,
+                taken: 0,
+                near: None,
                 rejected: false,
             });
         }
@@ -194,6 +205,7 @@ impl Device {
         vring.running = false;
         if let Some(virtqueue) = vring.spare.take().or_else(|| events.take(index)) {
             vring.held = virtqueue.is_held();
+            vring.taken = virtqueue.slots_since(vring.begun);
             vring.setup.set_base(virtqueue.stop());
         }
     }
@@ -215,7 +227,7 @@ impl Device {
             .activate(memory.as_ref(), features, translated.as_ref());
         let activated =
             activated.and_then(|virtqueue| self.logged(index, virtqueue, translated.as_ref()));
-        let virtqueue = match activated {
+        let mut virtqueue = match activated {
             Ok(virtqueue) => virtqueue,
             Err(error) => {
                 if let Some(vring) = self.at(index) {
@@ -224,7 +236,7 @@ impl Device {
                 match error {
                     SetupError::Miss(miss) => {
                         say!(Debug, self.iface(), "vring {index}: {error}");
-                        self.ask(miss);
+                        self.ask_at_once(index, miss, translated.as_ref());
                     }
                     // Messages that make it whole may be under way.
                     SetupError::NoSize | SetupError::NoAddresses => {
@@ -245,13 +257,20 @@ impl Device {
                 "vring {index}: goes on at {found}, where its used ring ends, not at the base"
             );
         }
+        if let Some(vring) = self.at(index) {
+            vring.begun = virtqueue.position();
+            let near = vring.near.take().zip(virtqueue.lookaside.as_mut());
+            if let Some((near, lookaside)) = near {
+                lookaside.look_near(near);
+            }
+        }
         let place = &self.place;
         let spare = place.events.give(index, virtqueue);
         if spare.is_some() && !std::mem::replace(&mut self.surplus, true) {
             let served = place.config.vrings;
             say!(
                 Warn,
-                place.config.iface,
+                place.voice,
                 "vring {index} is ready, but nobody polls it: the port serves {served} vrings"
             );
         }
