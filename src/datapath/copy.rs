@@ -3,8 +3,10 @@
 //! The peer may write what is read here, or read what is written: a packet that changes while it is
 //! copied is that peer's loss. No reference to guest memory is made.
 
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use super::{HEADER_12, header_len};
 use crate::memory::GuestRange;
 
 /// Copies `src` into `room`, cut to the shorter of the two; what is in `room` then.
@@ -72,32 +74,73 @@ pub(super) fn read_header(src: GuestRange<'_>) -> [u8; 10] {
     bytes
 }
 
-/// Writes a header of `HEADER` bytes that asks for nothing, for a packet in one buffer, and `data`
-/// behind it; nothing when both are not as long as `dst`.
+/// Room for the header of a driver with features `F` and a packet behind it, with the packet.
+#[derive(Clone, Copy)]
+pub(super) struct Matched<'m, 'p, const F: u32> {
+    /// As long as both.
+    buffer: GuestRange<'m>,
+    data: *const u8,
+    packet: PhantomData<&'p [u8]>,
+}
+
+impl<'m, 'p, const F: u32> Matched<'m, 'p, F> {
+    /// Both; `None` when the buffer is not as long as they are.
+    #[inline(always)]
+    pub(super) fn new(buffer: GuestRange<'m>, data: &'p [u8]) -> Option<Self> {
+        (buffer.len() == header_len(F) + data.len()).then_some(Self {
+            buffer,
+            data: data.as_ptr(),
+            packet: PhantomData,
+        })
+    }
+
+    /// The room.
+    #[inline(always)]
+    pub(super) fn buffer(&self) -> GuestRange<'m> {
+        self.buffer
+    }
+
+    /// The packet.
+    #[inline(always)]
+    pub(super) fn data(&self) -> &'p [u8] {
+        // SAFETY: the packet that `new` was given, which had so many bytes.
+        unsafe { std::slice::from_raw_parts(self.data, self.buffer.len() - header_len(F)) }
+    }
+
+    /// Writes header and packet. `asks` is the first 10 bytes of the header, in words of 8 and 2.
+    #[inline(always)]
+    pub(super) fn put(&self, asks: (u64, u16)) {
+        let start = self.buffer.as_ptr();
+        // SAFETY: the header is inside the range (`new`).
+        unsafe { start.cast::<u64>().write_unaligned(asks.0.to_le()) };
+        // SAFETY: as above.
+        let tail = unsafe { start.add(8) };
+        if F & HEADER_12 != 0 {
+            let num_buffers = 1_u32 << 16;
+            let tail_word = u32::from(asks.1) | num_buffers;
+            // SAFETY: as above; 4 bytes are left of it.
+            unsafe { tail.cast::<u32>().write_unaligned(tail_word.to_le()) };
+        } else {
+            // SAFETY: as above; 2 bytes are left of it.
+            unsafe { tail.cast::<u16>().write_unaligned(asks.1.to_le()) };
+        }
+        // SAFETY: inside the range.
+        let behind = unsafe { start.add(header_len(F)) };
+        // SAFETY: so many bytes of the range are left, and the packet has (`new`). It is memory that
+        // nobody writes during the burst, so it is not guest memory that we write.
+        unsafe { copy(behind, self.data, self.buffer.len() - header_len(F)) };
+    }
+}
+
+/// Writes two bytes, `at` bytes into the range, if they are inside.
 #[inline(always)]
-pub(super) fn copy_behind_header<const HEADER: usize>(dst: GuestRange<'_>, data: &[u8]) {
-    const { assert!(HEADER == 10 || HEADER == 12) };
-    if dst.len() != HEADER + data.len() {
+pub(super) fn copy_pair(dst: GuestRange<'_>, at: usize, pair: [u8; 2]) {
+    let dst = dst.after(at);
+    if dst.len() < pair.len() {
         return;
     }
-    let start = dst.as_ptr();
-    // SAFETY: the header is inside the range (above).
-    unsafe { start.cast::<u64>().write_unaligned(0) };
-    // SAFETY: as above.
-    let tail = unsafe { start.add(8) };
-    if HEADER == 12 {
-        let num_buffers = 1_u32 << 16;
-        // SAFETY: as above; 4 bytes are left of it.
-        unsafe { tail.cast::<u32>().write_unaligned(num_buffers.to_le()) };
-    } else {
-        // SAFETY: as above; 2 bytes are left of it.
-        unsafe { tail.cast::<u16>().write_unaligned(0) };
-    }
-    // SAFETY: inside the range.
-    let behind = unsafe { start.add(HEADER) };
-    // SAFETY: `data.len()` bytes of the range are left. `data` is packet memory that nobody writes
-    // during the burst, so it is not guest memory that we write.
-    unsafe { copy(behind, data.as_ptr(), data.len()) };
+    // SAFETY: inside the range (above).
+    unsafe { dst.as_ptr().cast::<[u8; 2]>().write_unaligned(pair) };
 }
 
 /// `len` bytes. Short copies in line, since a call costs more than they do; long ones by libc, which
@@ -108,10 +151,7 @@ pub(super) fn copy_behind_header<const HEADER: usize>(dst: GuestRange<'_>, data:
 /// `len` bytes readable at `src` and writable at `dst`, not overlapping.
 #[inline(always)]
 unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
-    if len > 256 {
-        // SAFETY: the caller's promise.
-        unsafe { copy_long(dst, src, len) };
-    } else if len >= 64 {
+    if len.wrapping_sub(64) <= 256 - 64 {
         let mut at = 0;
         // The last 64 bytes go by themselves and may overlap the turn before.
         while at < len - 64 {
@@ -121,6 +161,9 @@ unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
         }
         // SAFETY: `len >= 64`.
         unsafe { copy_block::<64>(dst, src, len - 64) };
+    } else if len > 256 {
+        // SAFETY: the caller's promise.
+        unsafe { copy_long(dst, src, len) };
     } else if len >= 32 {
         // SAFETY: `len >= 32`.
         unsafe { copy_ends::<32>(dst, src, len) };
@@ -191,22 +234,37 @@ impl<T: Copy, const N: usize> Room<T, N> {
         Self([const { MaybeUninit::uninit() }; N])
     }
 
-    /// What `make` makes of each of `from` and its number, until it gives nothing or there is no
-    /// more room.
+    /// Fills it from the start.
     #[inline(always)]
-    pub(super) fn fill<S>(
-        &mut self,
-        from: impl IntoIterator<Item = S>,
-        mut make: impl FnMut(usize, S) -> Option<T>,
-    ) -> &[T] {
-        let mut len = 0;
-        for (slot, from) in self.0.iter_mut().zip(from) {
-            let Some(item) = make(len, from) else { break };
-            slot.write(item);
-            len += 1;
+    pub(super) fn filling(&mut self) -> Filling<'_, T, N> {
+        Filling {
+            room: &mut self.0,
+            len: 0,
         }
-        // SAFETY: the first `len` items were just written, and there is room for them.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), len) }
+    }
+}
+
+/// A [`Room`] that is being filled. Apart from it, so that the number of items stays in a register.
+pub(super) struct Filling<'r, T, const N: usize> {
+    room: &'r mut [MaybeUninit<T>; N],
+    len: usize,
+}
+
+impl<'r, T: Copy, const N: usize> Filling<'r, T, N> {
+    /// Appends an item, which is lost when there is no more room.
+    #[inline(always)]
+    pub(super) fn push(&mut self, item: T) {
+        if let Some(slot) = self.room.get_mut(self.len) {
+            slot.write(item);
+            self.len += 1;
+        }
+    }
+
+    /// All items.
+    #[inline(always)]
+    pub(super) fn done(self) -> &'r [T] {
+        // SAFETY: `push` wrote the first `len` items, and there is room for them.
+        unsafe { std::slice::from_raw_parts(self.room.as_ptr().cast(), self.len) }
     }
 }
 

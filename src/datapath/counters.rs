@@ -145,12 +145,31 @@ fn add_group(counters: &QueueCounters, data: &[u8]) {
     add(group, 1);
 }
 
+/// The size class of each length; of longer packets, the last one.
+static BINS: [u8; 2048] = {
+    let mut bins = [0; 2048];
+    let mut len = 0;
+    while len < bins.len() {
+        bins[len] = match len {
+            0..64 => 0,
+            64 => 1,
+            65..128 => 2,
+            128..256 => 3,
+            256..512 => 4,
+            512..1024 => 5,
+            1024..=1518 => 6,
+            _ => 7,
+        };
+        len += 1;
+    }
+    bins
+};
+
 /// The size class of a packet, without a branch that packets of many sizes would mislead.
 #[inline(always)]
 fn size_bin(len: u32) -> usize {
-    // 65 to 127 is the second class, and each doubling is one more.
-    let bin = ((len | 32).ilog2() - 4 - u32::from(len <= 64)) as usize;
-    if len > 1518 { SIZE_BINS - 1 } else { bin }
+    let len = (len as usize).min(BINS.len() - 1);
+    BINS.get(len).copied().unwrap_or_default().into()
 }
 
 #[cfg(test)]

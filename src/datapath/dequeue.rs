@@ -18,7 +18,7 @@ use crate::virtqueue::{
 
 /// The longest frame that is taken from a driver. Segmentation offload ends at 64 KB and some
 /// headers; more would only let a guest drain the pool with one chain.
-const MAX_FRAME: u64 = 256 * 1024;
+pub(super) const MAX_FRAME: u64 = 256 * 1024;
 
 /// A packet in guest memory, ready to be copied.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ impl<'m> Source<'m> {
 }
 
 /// What the general body found at the front of the ring.
-enum Look {
+pub(super) enum Look {
     /// Nothing more, or nothing that can be taken yet.
     Nothing,
     /// A frame, in this chain.
@@ -107,7 +107,7 @@ pub(super) fn dequeue_burst<
         let Some(found) = found else { break };
         received += usize::from(found);
         if found == waiting {
-            if R::TELLS_ALL && waiting < asked {
+            if ring.was_all(waiting, asked) {
                 break;
             }
             continue;
@@ -144,18 +144,26 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
 ) -> Option<u16> {
     let run = ring.run(waiting);
     let mut cursor = S::cursor(space);
-    let room = pool.room();
+    let room = u16::try_from(pool.room()).unwrap_or(u16::MAX);
+    if F & IN_ORDER == 0 {
+        run.prefetch_used(waiting);
+    }
     let mut slots = Room::<_, N>::new();
-    let sources = slots.fill(0..waiting, |_, nth| {
-        gather::<_, _, F>(run, nth, &mut cursor, room)
-    });
+    let mut sources = slots.filling();
+    for nth in 0..usize::from(run.slots()).min(N) {
+        let Some(source) = gather::<_, _, F>(run, nth, &mut cursor, room) else {
+            break;
+        };
+        if F & IN_ORDER == 0 && R::Run::HIDDEN {
+            run.put_used(nth, source.id, 0);
+        }
+        sources.push(source);
+    }
+    let sources = sources.done();
     let found = count(sources.len());
     let Some(first) = sources.first() else {
         return Some(0);
     };
-    if F & IN_ORDER == 0 {
-        run.prefetch_used(found);
-    }
     let packets = out.get_mut(..sources.len())?;
     if !pool.allocate(packets) {
         add(&counters.mbuf_alloc_failed, found.into());
@@ -174,8 +182,8 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
                 take_up(pool, &mut packet, header, features);
             }
         }
-        if F & IN_ORDER == 0 {
-            run.put_used(count(nth), source.id, 0);
+        if F & IN_ORDER == 0 && !R::Run::HIDDEN {
+            run.put_used(nth, source.id, 0);
         }
     }
     if F & IN_ORDER != 0 {
@@ -194,18 +202,21 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
 #[inline(always)]
 fn gather<'m, R: Run, T: Translate<'m>, const F: u32>(
     run: R,
-    nth: u16,
+    nth: usize,
     cursor: &mut T,
-    room: usize,
+    room: u16,
 ) -> Option<Source<'m>> {
     let (descriptor, id) = run.peek(nth)?;
     let header = header_len(F);
-    let len = descriptor.len as usize;
     let chained = descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT) != 0;
-    if chained || len <= header || len - header > room {
+    let len = descriptor.len.wrapping_sub(narrow(header));
+    // Not empty, and not too long.
+    if chained || len.wrapping_sub(1) >= room.into() {
         return None;
     }
-    let buffer = cursor.whole(descriptor.addr, len)?;
+    // Less than `room`, which the compiler should see.
+    let len = usize::from(narrow_16(len));
+    let buffer = cursor.whole(descriptor.addr, header + len)?;
     let data = buffer.after(header);
     // In a DPDK guest the header ends a line and the data begins the next one.
     data.prefetch(0);
@@ -225,6 +236,13 @@ fn gather<'m, R: Run, T: Translate<'m>, const F: u32>(
 )]
 fn narrow(len: usize) -> u32 {
     len as u32
+}
+
+/// A length that was compared with the room in a packet.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "see above")]
+fn narrow_16(len: u32) -> u16 {
+    len as u16
 }
 
 /// The general body: the chain at the front of the ring, whatever it looks like.
@@ -307,7 +325,7 @@ fn give_back<R: Ring, const F: u32>(ring: &mut R, id: u16, slots: u16) {
 
 /// Walks the chain at the front of the ring.
 #[inline(never)]
-fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
+pub(super) fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     ring: &R,
     chain: &mut Chain,
     cursor: &mut T,

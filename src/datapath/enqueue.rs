@@ -1,15 +1,15 @@
 //! Host to guest: packets go into the buffers that the driver posted.
 #![forbid(unsafe_code)]
 
-use super::copy::{Room, copy_behind_header, copy_out};
+use super::copy::{Matched, Room, copy_out, copy_pair};
 use super::counters::add;
 use super::level::Level;
 use super::logging::Logging;
-use super::{
-    HEADER_12, MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish,
-};
+use super::{MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish};
 use crate::memory::{Cursor, GuestRange, Space, Translate};
-use crate::virtio_net::{Header, Plan, Refused, Unsummed};
+use crate::virtio_net::{
+    Header, Plan, Refused, Unsummed, VIRTIO_NET_HDR_F_NEEDS_CSUM, takes_unsummed,
+};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE, Virtqueue, Walk, Walked, after_a_miss, look_ahead,
@@ -17,10 +17,22 @@ use crate::virtqueue::{
 
 /// A packet and the one buffer that it fits into.
 #[derive(Clone, Copy)]
-struct Target<'m, 'p> {
-    buffer: GuestRange<'m>,
-    data: &'p [u8],
+struct Target<'m, 'p, const F: u32> {
+    both: Matched<'m, 'p, F>,
     id: u16,
+    /// What the driver is asked for, where packets may ask for something.
+    asks: Asks,
+}
+
+/// That the driver makes a checksum; nothing when `offset` is 0.
+#[derive(Clone, Copy, Default)]
+struct Asks {
+    /// Where it begins.
+    start: u16,
+    /// Where its field is from there on.
+    offset: u16,
+    /// What stands there.
+    value: [u8; 2],
 }
 
 /// What came of a packet in the general body.
@@ -68,18 +80,27 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, V: Level, P: Release,
         let found = match waiting {
             0 => break,
             // A straight line, which spares a burst of one the loops.
-            1 => short::<R, S, L, P::Packet, F, 1>(ring, with, rest, counters),
-            _ => V::run(|| short::<R, S, L, P::Packet, F, PASS>(ring, with, rest, counters)),
+            1 => short::<R, S, L, P::Packet, F, 1, false>(ring, with, rest, counters),
+            _ => V::run(|| short::<R, S, L, P::Packet, F, PASS, false>(ring, with, rest, counters)),
         };
         taken += usize::from(found);
         if found == waiting {
             continue;
         }
+        if takes_unsummed(features) {
+            let rest = rest.get(found.into()..).unwrap_or_default();
+            let with = (&mut space, &mut log);
+            let asking = short_asking::<R, S, L, V, _, F>(ring, with, rest, counters);
+            taken += usize::from(asking);
+            if asking != 0 {
+                continue;
+            }
+        }
         let with = (&mut space, &mut log);
         let rest = packets.get(taken..).unwrap_or_default();
-        let unsummed = enqueue_unsummed::<R, S, L, _, F>(ring, with, rest, features, counters);
-        taken += unsummed;
-        if unsummed != 0 {
+        let sent = enqueue_one_by_one::<R, S, L, _, F>(ring, with, rest, features, counters);
+        taken += sent;
+        if sent != 0 {
             continue;
         }
         let Some(&next) = packets.get(taken) else {
@@ -107,10 +128,30 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, V: Level, P: Release,
     taken
 }
 
+/// The short body for packets that may ask for a checksum.
+#[inline(never)]
+fn short_asking<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32>(
+    ring: &mut R,
+    with: (&mut S::Held<'_>, &mut L::Log<'_>),
+    packets: &[T],
+    counters: &QueueCounters,
+) -> u16 {
+    if packets
+        .first()
+        .is_none_or(|packet| packet.checksum_only().is_none())
+    {
+        return 0;
+    }
+    // Those that were taken shortly before may have been the last ones up to the end of the ring.
+    let packets = packets.get(..ring.ahead(count(packets.len())).into());
+    let packets = packets.unwrap_or_default();
+    V::run(|| short::<R, S, L, T, F, PASS, true>(ring, with, packets, counters))
+}
+
 /// The short body: sends `packets`, no more than slots wait, until one is not for it; how many that
-/// were.
+/// were. With `A` they may ask for a checksum, of a driver that takes that.
 #[inline(always)]
-fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const N: usize>(
+fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const N: usize, const A: bool>(
     ring: &mut R,
     (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
     packets: &[T],
@@ -118,46 +159,79 @@ fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const N: usize>
 ) -> u16 {
     let run = ring.run(count(packets.len()));
     let mut cursor = S::cursor(space);
+    run.prefetch_used(count(packets.len()));
     let mut slots = Room::<_, N>::new();
-    let targets = slots.fill(packets, |nth, packet| {
-        gather::<_, _, T, F>(run, count(nth), &mut cursor, packet)
-    });
+    let mut targets = slots.filling();
+    for nth in 0..usize::from(run.slots()).min(packets.len()).min(N) {
+        let Some(target) = packets
+            .get(nth)
+            .and_then(|packet| gather::<_, _, T, F, A>(run, nth, &mut cursor, packet))
+        else {
+            break;
+        };
+        if R::Run::HIDDEN {
+            run.put_used(nth, target.id, used(&target));
+        }
+        targets.push(target);
+    }
+    let targets = targets.done();
     let found = count(targets.len());
     let Some(first) = targets.first() else {
         return 0;
     };
-    run.prefetch_used(found);
     let mut tally = Tally::new(counters);
     for (nth, target) in targets.iter().enumerate() {
-        put::<F>(target);
-        L::mark(log, target.buffer);
-        tally.add(narrow(target.data.len()), target.data);
-        run.put_used(count(nth), target.id, used::<F>(target));
+        put::<F, A>(target);
+        L::mark(log, target.both.buffer());
+        let data = target.both.data();
+        tally.add(narrow(data.len()), data);
+        if !R::Run::HIDDEN {
+            run.put_used(nth, target.id, used(target));
+        }
     }
-    ring.end_run(found, first.id, used::<F>(first));
+    ring.end_run(found, first.id, used(first));
     tally.flush();
     found
 }
 
-/// First pass of the short body: a packet of one segment that asks for nothing, with the buffer at
-/// its turn, when that is one descriptor, lies in one region and is large enough.
+/// First pass of the short body: a packet of one segment that asks for nothing, or with `A` for a
+/// checksum, with the buffer at its turn, when that is one descriptor, lies in one region and is large
+/// enough.
 #[inline(always)]
-fn gather<'m, 'p, R: Run, A: Translate<'m>, T: Packet, const F: u32>(
+fn gather<'m, 'p, R: Run, C: Translate<'m>, T: Packet, const F: u32, const A: bool>(
     run: R,
-    nth: u16,
-    cursor: &mut A,
+    nth: usize,
+    cursor: &mut C,
     packet: &'p T,
-) -> Option<Target<'m, 'p>> {
-    let data = packet.plain()?;
+) -> Option<Target<'m, 'p, F>> {
+    let mut asks = Asks::default();
+    let data = match packet.plain() {
+        Some(data) => data,
+        None if A => {
+            let data = packet.segments().next()?;
+            if data.len() != packet.len() as usize {
+                return None;
+            }
+            let unsummed = Unsummed::of(packet.checksum_only()?, data)?;
+            asks = Asks {
+                start: unsummed.header.csum_start,
+                offset: unsummed.header.csum_offset,
+                value: unsummed.value,
+            };
+            data
+        }
+        None => return None,
+    };
     let (buffer, id) = find_room(run, nth, cursor, header_len(F) + data.len())?;
-    Some(Target { buffer, data, id })
+    let both = Matched::new(buffer, data)?;
+    Some(Target { both, id, asks })
 }
 
 /// `len` bytes in the buffer at the `nth` slot, when that is as for the short body.
 #[inline(always)]
 fn find_room<'m, R: Run, A: Translate<'m>>(
     run: R,
-    nth: u16,
+    nth: usize,
     cursor: &mut A,
     len: usize,
 ) -> Option<(GuestRange<'m>, u16)> {
@@ -179,8 +253,8 @@ fn find_room<'m, R: Run, A: Translate<'m>>(
 
 /// What the used descriptor of `target` says: header and data.
 #[inline(always)]
-fn used<const F: u32>(target: &Target<'_, '_>) -> u32 {
-    narrow(header_len(F) + target.data.len())
+fn used<const F: u32>(target: &Target<'_, '_, F>) -> u32 {
+    narrow(target.both.buffer().len())
 }
 
 /// A length that the 32 bits of a descriptor cover.
@@ -195,56 +269,151 @@ fn narrow(len: usize) -> u32 {
 
 /// Second pass: header and data.
 #[inline(always)]
-fn put<const F: u32>(target: &Target<'_, '_>) {
-    if F & HEADER_12 != 0 {
-        copy_behind_header::<12>(target.buffer, target.data);
+fn put<const F: u32, const A: bool>(target: &Target<'_, '_, F>) {
+    let Asks {
+        start,
+        offset,
+        value,
+    } = target.asks;
+    let asks = if A && offset != 0 {
+        let flags = u64::from(VIRTIO_NET_HDR_F_NEEDS_CSUM);
+        (flags | u64::from(start) << 48, offset)
     } else {
-        copy_behind_header::<10>(target.buffer, target.data);
+        (0, 0)
+    };
+    target.both.put(asks);
+    if A && offset != 0 {
+        let field = header_len(F) + usize::from(start) + usize::from(offset);
+        copy_pair(target.both.buffer(), field, value);
     }
 }
 
-/// Sends packets of one segment that ask for nothing but a checksum which the driver takes, each into
-/// a buffer as for the short body; how many at the front of `packets` were such, and found one.
+/// A buffer of the driver's, one of those that a packet takes.
+#[derive(Clone, Copy)]
+struct Place<'m> {
+    buffer: GuestRange<'m>,
+    id: u16,
+}
+
+/// The middle body: packets one by one, in buffers of one descriptor each; packets of any number of
+/// segments that ask for nothing, or for nothing but a checksum which the driver takes. How many at the
+/// front of `packets` were such, and found their buffers.
 #[inline(never)]
-fn enqueue_unsummed<R: Ring, S: Space, L: Logging, T: Packet, const F: u32>(
+fn enqueue_one_by_one<R: Ring, S: Space, L: Logging, T: Packet, const F: u32>(
     ring: &mut R,
     (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
     packets: &[T],
     features: u64,
     counters: &QueueCounters,
 ) -> usize {
-    let header = header_len(F);
     let mut cursor = S::cursor(space);
     let mut tally = Tally::new(counters);
     let mut sent = 0;
     for packet in packets {
-        let Some(asked) = packet.asked() else {
+        let mut segments = packet.segments();
+        let first = segments.next().unwrap_or_default();
+        let unsummed = if let Some(asked) = packet.asked() {
+            let Some(unsummed) = Unsummed::new(asked, features, first, packet.len()) else {
+                break;
+            };
+            Some(unsummed)
+        } else {
+            None
+        };
+        let need = header_len(F) + packet.len() as usize;
+        let most = if F & MERGEABLE != 0 { PASS } else { 1 };
+        let run = ring.run(ring.ahead(count(most)));
+        let mut slots = Room::<_, PASS>::new();
+        let mut places = slots.filling();
+        let mut room = 0;
+        for nth in 0..run.slots().into() {
+            if room >= need {
+                break;
+            }
+            let Some(place) = find_place(run, nth, &mut cursor) else {
+                break;
+            };
+            room += place.buffer.len();
+            places.push(place);
+        }
+        let places = places.done();
+        let Some(front) = places.first() else {
             break;
         };
-        let data = packet.segments().next().unwrap_or_default();
-        if data.len() != packet.len() as usize {
+        // What is to be changed must be in the first buffer, as the header (5.1.6.4).
+        let changed = unsummed.map_or(0, |unsummed| unsummed.field + unsummed.value.len());
+        if room < need || front.buffer.len() < header_len(F) + changed {
             break;
         }
-        let len = header + data.len();
-        let run = ring.run(ring.ahead(1));
-        let Some((buffer, id)) = find_room(run, 0, &mut cursor, len) else {
-            break;
-        };
-        let Some(unsummed) = Unsummed::new(asked, features, data) else {
-            break;
-        };
-        let bytes = unsummed.header.to_bytes(1);
-        copy_out(buffer, bytes.get(..header).unwrap_or_default());
-        copy_out(buffer.after(header), data);
-        copy_out(buffer.after(header + unsummed.field), &unsummed.value);
-        L::mark(log, buffer);
-        run.put_used(0, id, narrow(len));
-        ring.end_run(1, id, narrow(len));
-        tally.add(narrow(data.len()), data);
+        let header = unsummed.map_or(Header::default(), |unsummed| unsummed.header);
+        let bytes = header.to_bytes(count(places.len()));
+        copy_out(front.buffer, bytes.get(..header_len(F)).unwrap_or_default());
+        let behind = front.buffer.after(header_len(F));
+        spread(behind, places.get(1..).unwrap_or_default(), first, segments);
+        if let Some(Unsummed { field, value, .. }) = unsummed {
+            copy_pair(behind, field, value);
+        }
+        let mut left = need;
+        let mut front_used = 0;
+        for (nth, place) in places.iter().enumerate() {
+            let used = place.buffer.first(left);
+            left -= used.len();
+            L::mark(log, used);
+            if nth == 0 {
+                front_used = narrow(used.len());
+            }
+            run.put_used(nth, place.id, narrow(used.len()));
+        }
+        let (found, id) = (count(places.len()), front.id);
+        ring.end_run(found, id, front_used);
+        tally.add(packet.len(), first);
         sent += 1;
     }
     tally.flush();
     sent
+}
+
+/// The buffer at the `nth` slot, when that is one descriptor, and lies in one region.
+#[inline(always)]
+fn find_place<'m, R: Run, A: Translate<'m>>(
+    run: R,
+    nth: usize,
+    cursor: &mut A,
+) -> Option<Place<'m>> {
+    let (descriptor, id) = run.peek(nth)?;
+    let kind = descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE);
+    if kind != VRING_DESC_F_WRITE || descriptor.len == 0 {
+        return None;
+    }
+    let buffer = cursor.whole(descriptor.addr, descriptor.len as usize)?;
+    buffer.prefetch_for_write(0);
+    buffer.prefetch_for_write(64);
+    buffer.prefetch_for_write(128);
+    Some(Place { buffer, id })
+}
+
+/// Writes `first` and `others` to `room`, and what does not fit there to `places`.
+#[inline(always)]
+fn spread<'m, 'p>(
+    mut room: GuestRange<'m>,
+    places: &[Place<'m>],
+    first: &'p [u8],
+    mut others: impl Iterator<Item = &'p [u8]>,
+) {
+    let mut places = places.iter();
+    let mut data = first;
+    loop {
+        let written = copy_out(room, data);
+        room = room.after(written);
+        data = data.get(written..).unwrap_or_default();
+        if data.is_empty() {
+            let Some(next) = others.next() else { return };
+            data = next;
+        } else {
+            let Some(next) = places.next() else { return };
+            room = next.buffer;
+        }
+    }
 }
 
 /// The general body: any packet, any chains, for a driver with these features.

@@ -1,7 +1,7 @@
 //! What the header of a frame from the guest asks for, done or noted in the packet.
 #![forbid(unsafe_code)]
 
-use super::{Checksum, Marks, Packet, PacketPool, RxRules};
+use super::{Checksum, Datagram, Marks, Packet, PacketPool, RxRules};
 use crate::virtio_net::{
     HEADERS_LEN, Header, Headers, Missing, Sum, Transport, VIRTIO_NET_F_CSUM, behind, checksum_of,
     receive, receive_legacy,
@@ -16,6 +16,40 @@ pub(super) fn take_up<P: PacketPool>(
     header: Header,
     features: u64,
 ) {
+    let first = packet.segments().next().unwrap_or_default();
+    let whole = first.len() == packet.len() as usize;
+    if header.is_missing_sum()
+        && let Some(headers) = Headers::usual(first)
+        && let Some(transport) = headers.transport
+        && header.csum_start <= headers.l2_len + headers.l3_len + headers.l4_len
+        && whole
+        && pool.rules() != RxRules::Request
+    {
+        let mut checksum = Checksum::Missing;
+        if pool.rules() == RxRules::Complete && features & 1 << VIRTIO_NET_F_CSUM != 0 {
+            let start = usize::from(headers.l2_len + headers.l3_len);
+            let mut sum = Sum::default();
+            sum.add(first.get(start..).unwrap_or_default());
+            let value = checksum_of(transport, sum);
+            let field = start + usize::from(transport.field());
+            pool.store(packet, field, value.to_be_bytes());
+            checksum = Checksum::Good;
+        }
+        let marks = Marks {
+            headers,
+            checksum,
+            segment_size: 0,
+            datagram: Datagram::Unknown,
+        };
+        pool.mark(packet, marks);
+        return;
+    }
+    take_up_any(pool, packet, header, features);
+}
+
+/// The same for any header and any frame.
+#[inline(never)]
+fn take_up_any<P: PacketPool>(pool: &P, packet: &mut P::Packet, header: Header, features: u64) {
     let mut start = [0; HEADERS_LEN];
     let first = packet.segments().next().unwrap_or_default();
     let first_len = first.len();

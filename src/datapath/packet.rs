@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::virtio_net::{Asked, Datagram, Headers};
+use crate::virtio_net::{Asked, ChecksumOnly, Datagram, Headers};
 
 /// How a pool's owner wants to hear of what drivers leave to others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,11 @@ pub trait Packet: Copy {
     /// What is asked of whoever sends the packet; `None`: nothing.
     fn asked(&self) -> Option<Asked>;
 
+    /// The same, when it is the checksum of TCP or UDP over IPv4 and nothing else.
+    fn checksum_only(&self) -> Option<ChecksumOnly> {
+        self.asked()?.checksum_only()
+    }
+
     /// The bytes of each segment, in order.
     fn segments(&self) -> impl Iterator<Item = &[u8]>;
 }
@@ -83,6 +88,9 @@ pub trait PacketPool: Release {
 
     /// Fills `out` with fresh packets, all or none.
     fn allocate(&self, out: &mut [Self::Packet]) -> bool;
+
+    /// One fresh packet, if there is one.
+    fn one(&self) -> Option<Self::Packet>;
 
     /// The room for data in a fresh packet; its contents mean nothing.
     fn space<'p>(&self, packet: &'p mut Self::Packet) -> &'p mut [MaybeUninit<u8>];

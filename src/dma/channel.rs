@@ -5,14 +5,20 @@
 //! a dead engine did not report are done by the CPU, as soon as it is sure that the engine does not
 //! write any more.
 
+mod copies;
+mod registry;
+
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::flight::Board;
-use super::{Addr, Engine, Halted, Health, Tag, Transfer};
+use super::{Addr, Engine, Halted, Health, Transfer};
 use crate::log::PORT;
+
+use copies::Copies;
+pub use registry::{OpenError, open};
 
 /// An engine may halt so often...
 const RECOVERIES: usize = 3;
@@ -20,96 +26,6 @@ const RECOVERIES: usize = 3;
 const RECOVERY_PERIOD_MS: u64 = 10_000;
 /// How often a burst looks for the lock of an engine before it does without.
 const SPINS: u32 = 2000;
-
-/// A copy that the engine has.
-#[derive(Clone, Copy, Debug, Default)]
-struct Copying {
-    serial: u32,
-    user: u32,
-    place: u16,
-    live: bool,
-}
-
-/// Copies that the engine has, by number.
-#[derive(Debug)]
-struct Copies {
-    all: Box<[Copying]>,
-    /// Numbers that are free: the first `left`.
-    free: Box<[u16]>,
-    left: usize,
-    serial: u32,
-    reported: u64,
-}
-
-impl Copies {
-    fn new(most: usize) -> Self {
-        let most = u16::try_from(most).unwrap_or(u16::MAX);
-        Self {
-            all: vec![Copying::default(); most.into()].into(),
-            free: (0..most).rev().collect(),
-            left: most.into(),
-            serial: 0,
-            reported: 0,
-        }
-    }
-
-    fn outstanding(&self) -> usize {
-        self.all.len() - self.left
-    }
-
-    /// Puts a number back on the list, on which it was before: there is room.
-    fn release(free: &mut [u16], left: &mut usize, number: u16) {
-        if let Some(place) = free.get_mut(*left) {
-            *place = number;
-            *left += 1;
-        }
-    }
-
-    fn add(&mut self, user: u32, place: u16) -> Option<Tag> {
-        let last = self.left.checked_sub(1)?;
-        let number = *self.free.get(last)?;
-        self.left = last;
-        self.serial = self.serial.wrapping_add(1);
-        *self.all.get_mut(usize::from(number))? = Copying {
-            serial: self.serial,
-            user,
-            place,
-            live: true,
-        };
-        Some(Tag {
-            serial: self.serial,
-            place: number,
-        })
-    }
-
-    /// The copy of `tag`, once.
-    fn take(&mut self, tag: Tag) -> Option<Copying> {
-        let place = self.all.get_mut(usize::from(tag.place))?;
-        if !place.live || place.serial != tag.serial {
-            return None;
-        }
-        place.live = false;
-        let copy = *place;
-        Self::release(&mut self.free, &mut self.left, tag.place);
-        self.reported = self.reported.wrapping_add(1);
-        Some(copy)
-    }
-
-    fn has(&self, user: u32) -> bool {
-        let busy = |copy: &Copying| copy.live && copy.user == user;
-        self.outstanding() != 0 && self.all.iter().any(busy)
-    }
-
-    /// Ends all copies that are left, each with `end`.
-    fn end_all(&mut self, mut end: impl FnMut(Copying)) {
-        for (number, copy) in (0..).zip(&mut self.all) {
-            if std::mem::replace(&mut copy.live, false) {
-                Self::release(&mut self.free, &mut self.left, number);
-                end(*copy);
-            }
-        }
-    }
-}
 
 /// A range that the engine was told of.
 #[derive(Debug)]
@@ -281,7 +197,7 @@ impl Channel {
 
     /// How many copies the engine can have.
     pub fn depth(&self) -> usize {
-        self.lock().copies.all.len()
+        self.lock().copies.depth()
     }
 
     /// For control threads. A panic in an engine leaves the notes of its copies whole.
@@ -551,40 +467,10 @@ impl Drop for Burst<'_> {
     }
 }
 
-/// Why an engine cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// There is none of that name, or it does not do what is needed.
-    #[error("{0}")]
-    Unusable(String),
-    /// Somebody else has it.
-    #[error("{0}")]
-    Busy(String),
-    /// It failed earlier.
-    #[error("it failed earlier in this process, and is not used again")]
-    Failed,
-}
-
-/// The engines of this process that are in use, and the names of those that have died.
-#[derive(Debug, Default)]
-struct Registry {
-    open: Vec<(String, Weak<Channel>)>,
-    dead: Vec<String>,
-}
-
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
-    open: Vec::new(),
-    dead: Vec::new(),
-});
-
-fn registry() -> MutexGuard<'static, Registry> {
-    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Drop for Channel {
     fn drop(&mut self) {
         if self.is_dead() {
-            registry().dead.push(self.name.clone());
+            registry::note_death(&self.name);
         }
         let inner = self.inner.get_mut();
         let inner = inner.unwrap_or_else(PoisonError::into_inner);
@@ -597,33 +483,6 @@ impl Drop for Channel {
             unsafe { ManuallyDrop::drop(&mut inner.engine) };
         }
     }
-}
-
-/// The engine of this name; the first who asks for it has it made.
-///
-/// # Errors
-///
-/// What `make` says, or the engine has died.
-pub fn open(
-    name: &str,
-    make: impl FnOnce() -> Result<Box<dyn Engine>, OpenError>,
-) -> Result<Arc<Channel>, OpenError> {
-    let mut registry = registry();
-    registry
-        .open
-        .retain(|(_, channel)| channel.strong_count() != 0);
-    let known = registry.open.iter().find(|(known, _)| known == name);
-    if let Some(channel) = known.and_then(|(_, channel)| channel.upgrade()) {
-        return Ok(channel);
-    }
-    if registry.dead.iter().any(|dead| dead == name) {
-        return Err(OpenError::Failed);
-    }
-    let channel = Arc::new(Channel::new(name, make()?));
-    registry
-        .open
-        .push((name.to_owned(), Arc::downgrade(&channel)));
-    Ok(channel)
 }
 
 #[cfg(test)]

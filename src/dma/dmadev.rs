@@ -4,7 +4,9 @@
 //! name. The calls of the data path are inline in C, over an array of function pointers whose
 //! elements begin alike in all lines of DPDK; their size differs.
 
-use core::ffi::{CStr, c_char, c_int, c_void};
+mod library;
+
+use core::ffi::c_int;
 use std::ffi::CString;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,19 +14,9 @@ use std::time::Duration;
 
 use super::channel::OpenError;
 use super::vfio::{Container, Reach};
+use library::{Conf, FastPath, Info, Library, STRIDE};
+
 use super::{Addr, Engine, Halted, Health, Outcome, PATIENCE, THREAD_PATIENCE, Tag, Transfer};
-
-/// The library, of the line of DPDK that this is built for.
-const LIBRARY: &CStr = if cfg!(dpdk_22_11) {
-    c"librte_dmadev.so.23"
-} else if cfg!(dpdk_24_11) {
-    c"librte_dmadev.so.25"
-} else {
-    c"librte_dmadev.so.26"
-};
-
-/// Bytes of an element of `rte_dma_fp_objs`.
-const STRIDE: usize = if cfg!(dpdk_24_11) { 64 } else { 128 };
 
 /// Capability: memory to memory.
 const MEM_TO_MEM: u64 = 1 << 0;
@@ -37,104 +29,6 @@ const LLC: u64 = 1 << 2;
 
 /// What is asked in one call of `completed`.
 const MOST_REPORTS: u16 = 256;
-
-/// The beginning of `struct rte_dma_info`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-struct Info {
-    name: *const c_char,
-    capabilities: u64,
-    max_vchans: u16,
-    max_desc: u16,
-    min_desc: u16,
-    max_sges: u16,
-    numa_node: i16,
-    nb_vchans: u16,
-    /// More, in later lines.
-    rest: [u64; 4],
-}
-
-/// `struct rte_dma_conf` and `struct rte_dma_vchan_conf`, as far as they are not 0. Both are smaller
-/// in all lines.
-#[repr(C, align(8))]
-struct Conf {
-    /// Number of channels; direction memory to memory (0).
-    first: u32,
-    /// Number of descriptors.
-    nb_desc: u16,
-    rest: [u8; 250],
-}
-
-/// The beginning of an element of `rte_dma_fp_objs`.
-#[repr(C)]
-struct FastPath {
-    private: *mut c_void,
-    copy: Option<unsafe extern "C" fn(*mut c_void, u16, u64, u64, u32, u64) -> c_int>,
-    copy_sg: *const c_void,
-    fill: *const c_void,
-    submit: Option<unsafe extern "C" fn(*mut c_void, u16) -> c_int>,
-    completed: Option<unsafe extern "C" fn(*mut c_void, u16, u16, *mut u16, *mut bool) -> u16>,
-    completed_status:
-        Option<unsafe extern "C" fn(*mut c_void, u16, u16, *mut u16, *mut c_int) -> u16>,
-    burst_capacity: Option<unsafe extern "C" fn(*const c_void, u16) -> u16>,
-}
-
-type ByName = unsafe extern "C" fn(*const c_char) -> c_int;
-type ById = unsafe extern "C" fn(i16) -> c_int;
-type InfoGet = unsafe extern "C" fn(i16, *mut Info) -> c_int;
-type Configure = unsafe extern "C" fn(i16, *const Conf) -> c_int;
-type VchanSetup = unsafe extern "C" fn(i16, u16, *const Conf) -> c_int;
-
-/// The functions of the library.
-#[derive(Clone, Copy)]
-struct Library {
-    id_by_name: ByName,
-    info_get: InfoGet,
-    configure: Configure,
-    vchan_setup: VchanSetup,
-    start: ById,
-    stop: ById,
-    /// A pointer to the array.
-    objects: *const *const u8,
-}
-
-impl Library {
-    /// The library that the application has loaded, if it has.
-    fn find() -> Option<Self> {
-        // SAFETY: only looks for a library that is loaded; it then stays loaded.
-        let library =
-            unsafe { libc::dlopen(LIBRARY.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
-        let find = |name: &CStr| -> Option<*mut c_void> {
-            // The application first: it may be linked statically, or have a copy of the array's
-            // pointer, which the library then uses, too.
-            // SAFETY: a string.
-            let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-            if !symbol.is_null() || library.is_null() {
-                return (!symbol.is_null()).then_some(symbol);
-            }
-            // SAFETY: the handle from above, and a string.
-            let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
-            (!symbol.is_null()).then_some(symbol)
-        };
-        macro_rules! function {
-            ($name:literal as $kind:ty) => {{
-                let symbol = find($name)?;
-                // SAFETY: the function of that name has this signature in all lines that are known,
-                // but for the size of structs, which are made larger here.
-                unsafe { std::mem::transmute::<*mut c_void, $kind>(symbol) }
-            }};
-        }
-        Some(Self {
-            id_by_name: function!(c"rte_dma_get_dev_id_by_name" as ByName),
-            info_get: function!(c"rte_dma_info_get" as InfoGet),
-            configure: function!(c"rte_dma_configure" as Configure),
-            vchan_setup: function!(c"rte_dma_vchan_setup" as VchanSetup),
-            start: function!(c"rte_dma_start" as ById),
-            stop: function!(c"rte_dma_stop" as ById),
-            objects: find(c"rte_dma_fp_objs")?.cast_const().cast(),
-        })
-    }
-}
 
 /// What to open.
 #[derive(Clone, Copy)]

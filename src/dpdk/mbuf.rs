@@ -93,6 +93,12 @@ impl Mbuf {
         unsafe { Mempool::from_ptr(pool) }
     }
 
+    #[inline(always)]
+    fn pool_ptr(self) -> *const c_void {
+        // SAFETY: a live mbuf (invariant of the handle).
+        unsafe { (*self.as_ptr()).pool }.cast()
+    }
+
     /// The next segment of the packet.
     #[inline(always)]
     pub fn next(self) -> Option<Self> {
@@ -352,10 +358,10 @@ pub unsafe fn alloc_bulk(
 pub unsafe fn free_bulk(packets: &[Mbuf], lcore: Lcore) {
     let mut rest = packets;
     while let [first, others @ ..] = rest {
-        let pool = first.pool();
+        let (pool, pool_ptr) = (first.pool(), first.pool_ptr());
         let run = rest
             .iter()
-            .take_while(|mbuf| mbuf.is_plain() && mbuf.pool() == pool)
+            .take_while(|mbuf| mbuf.is_plain() && mbuf.pool_ptr() == pool_ptr)
             .count();
         let (plain, behind) = rest.split_at_checked(run).unwrap_or((&[], rest));
         if let (Some(pool), [_, ..]) = (pool, plain) {

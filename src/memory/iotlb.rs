@@ -14,6 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use self::sorted::{Position, Sorted};
 use super::{Gpa, Iova};
 
+/// Bits of an address inside the smallest page of any IOMMU.
+pub const PAGE_BITS: u32 = 12;
+
 /// What a device may do with memory: bits for reading and writing, as in `IOTLB_MSG`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Access(u8);

@@ -9,11 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use super::shared::{Place, words};
 use super::{
     Access, Ahead, Cursor, Extent, Fault, Gpa, GuestRange, Iotlb, Iova, IovaRange, Lookups,
-    MemoryTable, Miss, Piece, Space, Translate,
+    MemoryTable, Miss, PAGE_BITS, Piece, Space, Translate,
 };
 
-/// Bits of an address inside the smallest page of any IOMMU.
-const PAGE_BITS: u32 = 12;
 const PAGE: u64 = 1 << PAGE_BITS;
 
 /// Pages of buffers that the cache remembers.
@@ -232,6 +230,11 @@ impl Lookaside {
             full: false,
             lookups: Lookups::default(),
         }
+    }
+
+    /// Has the ring be looked through no further than `window` slots ahead, for now.
+    pub fn look_near(&mut self, window: u16) {
+        self.ahead.window = window.min(Ahead::FAR);
     }
 
     /// Forgets all that has to do with `range`. Whoever has it like this keeps bursts away, so no

@@ -14,12 +14,12 @@ mod translate;
 mod uffd;
 
 pub use dirty_log::{DirtyLog, DirtyPages};
-pub use iotlb::{Access, Extent, Iotlb, IovaRange, Miss};
+pub use iotlb::{Access, Extent, Iotlb, IovaRange, Miss, PAGE_BITS};
 pub use lookaside::{IotlbCursor, Lookaside, Questions, Translated};
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
-    Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestU16s, GuestUsed,
-    GuestUsedElements, GuestWord,
+    Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestTableEntries,
+    GuestU16s, GuestU16sRun, GuestUsed, GuestUsedRun, GuestWord,
 };
 pub use table::{AreaError, MemoryTable, TableError};
 pub use translate::{Ahead, Fault, Lookups, Physical, Piece, Space, Translate};

@@ -168,15 +168,21 @@ pub struct Cursor<'m> {
 struct Window {
     gpa: u64,
     size: u64,
+    /// At offsets below this, at least [`EASY`] bytes follow.
+    easy: u64,
     /// `size` bytes are mapped from here on as long as the table lives.
     host: *mut u8,
 }
+
+/// More than a packet of one buffer, so that most are translated by one comparison.
+const EASY: usize = 1 << 17;
 
 impl Window {
     /// No address is in it.
     const NOTHING: Self = Self {
         gpa: 0,
         size: 0,
+        easy: 0,
         host: std::ptr::null_mut(),
     };
 
@@ -186,6 +192,7 @@ impl Window {
         Self {
             gpa: config.gpa.0,
             size: config.size,
+            easy: config.size.saturating_sub(EASY as u64),
             host: region.host().as_ptr(),
         }
     }
@@ -211,6 +218,23 @@ impl<'m> Cursor<'m> {
     /// [`piece`](Self::piece) tells which.
     #[inline(always)]
     pub fn whole(&mut self, at: Gpa, len: usize) -> Option<GuestRange<'m>> {
+        let skip = at.0.wrapping_sub(self.window.gpa);
+        if skip < self.window.easy && len <= EASY {
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "a region is mapped, so any offset in it fits an address"
+            )]
+            let skip = skip as usize;
+            // SAFETY: `skip + EASY <= size`, and `host` is followed by `size` mapped bytes
+            // (`Region::map`).
+            let start = unsafe { self.window.host.add(skip) };
+            return Some(GuestRange {
+                // SAFETY: inside a mapping, so not null.
+                start: unsafe { NonNull::new_unchecked(start) },
+                len,
+                table: PhantomData,
+            });
+        }
         let (start, left) = self.locate(at)?;
         (len <= left).then_some(GuestRange {
             start,
@@ -379,19 +403,20 @@ impl GuestTable {
         })
     }
 
-    /// Copies entry `index` out; `None` when the driver named one outside.
+    /// The table, for a burst.
+    #[inline(always)]
+    pub fn entries(&self) -> GuestTableEntries<'_> {
+        GuestTableEntries {
+            start: self.start,
+            size: self.size,
+            table: PhantomData,
+        }
+    }
+
+    /// Copies entry `index` out, as [`GuestTableEntries::get`].
     #[inline(always)]
     pub fn get(&self, index: u16) -> Option<Descriptor> {
-        if index >= self.size {
-            return None;
-        }
-        // SAFETY: `index < size`, and `map` checked that `size` entries are in one mapping.
-        let entry = unsafe { self.start.add(usize::from(index)) };
-        // SAFETY: mapped while `_table` is held, 16-byte aligned (`map`); atomics may be shared
-        // with a peer that writes.
-        let words = unsafe { entry.as_ref() };
-        let words = words.each_ref().map(|word| word.load(Ordering::Relaxed));
-        Some(Descriptor::from_words(words))
+        self.entries().get(index)
     }
 
     /// Asks for the line of entry `index`.
@@ -403,6 +428,32 @@ impl GuestTable {
             table: PhantomData,
         };
         range.prefetch(usize::from(index) * Descriptor::SIZE);
+    }
+}
+
+/// The split ring's descriptor table as a value, which can stay in registers while stores to guest
+/// memory make the compiler read everything else anew.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestTableEntries<'r> {
+    start: NonNull<[AtomicU64; 2]>,
+    size: u16,
+    table: PhantomData<&'r GuestTable>,
+}
+
+impl GuestTableEntries<'_> {
+    /// Copies entry `index` out; `None` when the driver named one outside.
+    #[inline(always)]
+    pub fn get(self, index: u16) -> Option<Descriptor> {
+        if index >= self.size {
+            return None;
+        }
+        // SAFETY: `index < size`, and `map` checked that `size` entries are in one mapping.
+        let entry = unsafe { self.start.add(usize::from(index)) };
+        // SAFETY: mapped while the ring holds its table, 16-byte aligned (`map`); atomics may be
+        // shared with a peer that writes.
+        let words = unsafe { entry.as_ref() };
+        let words = words.each_ref().map(|word| word.load(Ordering::Relaxed));
+        Some(Descriptor::from_words(words))
     }
 }
 
@@ -495,12 +546,12 @@ impl<'r> GuestPackedRun<'r> {
     }
 
     #[inline(always)]
-    fn words(self, nth: u16) -> Option<&'r [AtomicU64; 2]> {
-        if nth >= self.len {
+    fn words(self, nth: usize) -> Option<&'r [AtomicU64; 2]> {
+        if nth >= usize::from(self.len) {
             return None;
         }
         // SAFETY: `nth < len`, and `len` entries of the ring follow `start` (`GuestPacked::run`).
-        let entry = unsafe { self.start.add(usize::from(nth)) };
+        let entry = unsafe { self.start.add(nth) };
         // SAFETY: mapped while the ring holds its table, 16-byte aligned (`GuestPacked::map`);
         // atomics may be shared with a peer that writes.
         Some(unsafe { entry.as_ref() })
@@ -509,7 +560,7 @@ impl<'r> GuestPackedRun<'r> {
     /// Copies entry `nth` out, the half with the flags first: when those say that it is available,
     /// the rest was written before (2.8.6). `None` outside the run.
     #[inline(always)]
-    pub fn get(self, nth: u16) -> Option<Descriptor> {
+    pub fn get(self, nth: usize) -> Option<Descriptor> {
         let [addr, rest] = self.words(nth)?;
         let rest = rest.load(Ordering::Acquire);
         let addr = addr.load(Ordering::Relaxed);
@@ -518,7 +569,7 @@ impl<'r> GuestPackedRun<'r> {
 
     /// Makes entry `nth` a used one, in one store that all earlier ones come before.
     #[inline(always)]
-    pub fn set_used(self, nth: u16, id: u16, len: u32, flags: u16) {
+    pub fn set_used(self, nth: usize, id: u16, len: u32, flags: u16) {
         if let Some([_, rest]) = self.words(nth) {
             let word = u64::from(len) | u64::from(id) << 32 | u64::from(flags) << 48;
             rest.store(word.to_le(), Ordering::Release);
@@ -550,6 +601,18 @@ impl GuestU16s {
         })
     }
 
+    /// The words from free-running index `first` on, at most `most` and not past the end of the array.
+    #[inline(always)]
+    pub fn run(&self, first: u16, most: u16) -> GuestU16sRun<'_> {
+        let skip = first & self.mask;
+        GuestU16sRun {
+            // SAFETY: masked by the size minus one (`map`), so inside the array.
+            start: unsafe { self.start.add(usize::from(skip)) },
+            len: most.min((self.mask - skip).saturating_add(1)),
+            ring: PhantomData,
+        }
+    }
+
     /// The word at free-running `index`.
     #[inline(always)]
     pub fn get(&self, index: u16) -> u16 {
@@ -557,6 +620,42 @@ impl GuestU16s {
         let word = unsafe { self.start.add(usize::from(index & self.mask)) };
         // SAFETY: mapped while `_table` is held, aligned (`map`), and an atomic.
         u16::from_le(unsafe { word.as_ref() }.load(Ordering::Relaxed))
+    }
+}
+
+/// Words that stand side by side, as a value that can stay in registers.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestU16sRun<'r> {
+    start: NonNull<AtomicU16>,
+    len: u16,
+    ring: PhantomData<&'r GuestU16s>,
+}
+
+impl GuestU16sRun<'_> {
+    /// Number of words.
+    #[inline(always)]
+    pub fn len(self) -> u16 {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[inline(always)]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// The `nth` word; `None` outside the run.
+    #[inline(always)]
+    pub fn get(self, nth: usize) -> Option<u16> {
+        if nth >= usize::from(self.len) {
+            return None;
+        }
+        // SAFETY: `nth < len`, and `len` words of the array follow `start` (`GuestU16s::run`).
+        let word = unsafe { self.start.add(nth) };
+        // SAFETY: mapped while the ring holds its table, aligned (`map`), and an atomic.
+        Some(u16::from_le(
+            unsafe { word.as_ref() }.load(Ordering::Relaxed),
+        ))
     }
 }
 
@@ -588,54 +687,71 @@ impl GuestUsed {
         })
     }
 
-    /// The elements, for a burst.
+    /// The elements from free-running index `first` on, at most `most` and not past the end of the
+    /// ring.
     #[inline(always)]
-    pub fn elements(&self) -> GuestUsedElements<'_> {
-        GuestUsedElements {
-            start: self.start,
-            mask: self.mask,
+    pub fn run(&self, first: u16, most: u16) -> GuestUsedRun<'_> {
+        let skip = first & self.mask;
+        GuestUsedRun {
+            // SAFETY: masked by the size minus one (`map`), so inside the array.
+            start: unsafe { self.start.add(usize::from(skip) * 8) },
+            len: most.min((self.mask - skip).saturating_add(1)),
             ring: PhantomData,
         }
     }
 
-    /// Writes an element, as [`GuestUsedElements::set`].
+    /// Writes the element at free-running `index`, as [`GuestUsedRun::set`].
     #[inline(always)]
     pub fn set(&self, index: u16, head: u16, len: u32) {
-        self.elements().set(index, head, len);
+        self.run(index, 1).set(0, head, len);
     }
 }
 
-/// The used elements of a split ring as a value, which can stay in registers while stores to guest
-/// memory make the compiler read everything else anew.
+/// Used elements of a split ring that stand side by side, as a value that can stay in registers.
 #[derive(Clone, Copy, Debug)]
-pub struct GuestUsedElements<'r> {
+pub struct GuestUsedRun<'r> {
     start: NonNull<u8>,
-    mask: u16,
+    len: u16,
     ring: PhantomData<&'r GuestUsed>,
 }
 
-impl GuestUsedElements<'_> {
-    /// Writes the element at free-running `index` in one store.
+impl GuestUsedRun<'_> {
+    /// Number of elements.
     #[inline(always)]
-    pub fn set(self, index: u16, head: u16, len: u32) {
+    pub fn len(self) -> u16 {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[inline(always)]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Writes the `nth` element in one store, if it is in the run.
+    #[inline(always)]
+    pub fn set(self, nth: usize, head: u16, len: u32) {
+        if nth >= usize::from(self.len) {
+            return;
+        }
         let element = u64::from(head) | u64::from(len) << 32;
-        // SAFETY: masked by the size minus one (`map`), so inside the array.
-        let at = unsafe { self.start.add(usize::from(index & self.mask) * 8) };
+        // SAFETY: `nth < len`, and `len` elements follow `start` (`GuestUsed::run`).
+        let at = unsafe { self.start.add(nth * 8) };
         // SAFETY: mapped while the ring holds its table. Only we write used elements, from one thread
         // (a `GuestUsed` is not `Sync`); the driver reads one after the release store of the index
         // that covers it.
         unsafe { at.cast::<u64>().write_unaligned(element.to_le()) };
     }
 
-    /// Asks to own the line of the element at free-running `index`.
+    /// Asks to own the line of the `nth` element.
     #[inline(always)]
-    pub fn prefetch(self, index: u16) {
+    pub fn prefetch(self, nth: usize) {
         let range = GuestRange {
             start: self.start,
-            len: 0,
+            len: usize::from(self.len) * 8,
             table: PhantomData,
         };
-        range.prefetch_for_write(usize::from(index & self.mask) * 8);
+        range.prefetch_for_write(nth * 8);
     }
 }
 

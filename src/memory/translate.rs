@@ -22,12 +22,29 @@ pub struct Piece {
 }
 
 /// How far a ring was looked through, ahead of what is taken from it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Ahead {
     /// The position behind the last slot that was looked at.
     pub until: Option<u16>,
     /// For so many more slots it is worth while.
     pub slots: u32,
+    /// How many slots to look ahead.
+    pub window: u16,
+}
+
+impl Ahead {
+    /// The most slots to look ahead.
+    pub const FAR: u16 = 256;
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self {
+            until: None,
+            slots: 0,
+            window: Self::FAR,
+        }
+    }
 }
 
 /// How often a burst looked for a translation.

@@ -189,10 +189,10 @@ fn tell_rx_queues(dev: EthDev, port: &Port) {
 /// See [`dev_configure`].
 unsafe extern "C" fn dev_start(dev: *mut rte_eth_dev) -> c_int {
     // SAFETY: called by ethdev.
-    unsafe { with_port(dev, |dev, port| start(dev, port)) }
+    unsafe { with_port(dev, start) }
 }
 
-fn start(dev: EthDev, port: &Port) -> Result<(), PortError> {
+fn start(dev: EthDev, port: &Arc<Port>) -> Result<(), PortError> {
     let (rx, tx) = dev.queue_counts();
     // SAFETY: in a control operation, and not kept.
     let wants_interrupts = unsafe { dev.conf() }.intr_conf.rxq() != 0;
@@ -200,7 +200,13 @@ fn start(dev: EthDev, port: &Port) -> Result<(), PortError> {
     set_interrupts(dev, port, interrupts.map_err(PortError::Interrupts)?);
     tell_rx_queues(dev, port);
     if let Some(lanes) = &port.lanes {
-        lanes.open(tx)?;
+        let port = Arc::downgrade(port);
+        let wake = move |queue| {
+            if let Some(port) = port.upgrade() {
+                port.wake_if_owed(queue);
+            }
+        };
+        lanes.open((rx, tx), wake)?;
     }
     queues::start_all(dev, port)?;
     port.start(rx, tx);

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::large::{LONGEST, LargeBuffers};
 use super::queue::Shared;
 use crate::datapath::{
-    Asked, Checksum, Datagram, Headers, Ip, Marks, Packet, PacketPool, Release, RxRules, Transport,
+    Asked, Checksum, ChecksumOnly, Datagram, Headers, Ip, Marks, Packet, PacketPool, Release,
+    RxRules, Transport,
 };
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
@@ -39,6 +40,14 @@ const MARKS: u64 = RTE_MBUF_F_RX_LRO | RTE_MBUF_F_RX_L4_CKSUM_BAD;
 const ASKING: u64 = REQUESTS | MARKS;
 /// The headers that the lengths in the mbuf speak of are inside others.
 const TUNNEL: u64 = RTE_MBUF_F_TX_TUNNEL_MASK | RTE_MBUF_F_TX_OUTER_IPV4 | RTE_MBUF_F_TX_OUTER_IPV6;
+
+/// Everything that an application may say of a packet that it sends.
+const ALL_REQUESTS: u64 = REQUESTS | TUNNEL | RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_IPV6;
+
+/// A request for the checksum of UDP over IPv4.
+const UDP_ONLY: u64 = RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_UDP_CKSUM;
+/// The same for TCP.
+const TCP_ONLY: u64 = RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_TCP_CKSUM;
 
 /// Of a packet with `RX_LRO` or `TX_UDP_SEG`: it stands for datagrams (USO), not for fragments of one
 /// (UFO). mbuf has no such flag, so it is a dynamic one; 0 until a port needs it.
@@ -112,6 +121,22 @@ impl Packet for Slot {
         let mbuf = self.mbuf();
         let asks = mbuf.ol_flags() & ASKING != 0;
         asks.then(|| asked(mbuf))
+    }
+
+    #[inline(always)]
+    fn checksum_only(&self) -> Option<ChecksumOnly> {
+        let mbuf = self.mbuf();
+        let udp = match mbuf.ol_flags() & ALL_REQUESTS {
+            UDP_ONLY => true,
+            TCP_ONLY => false,
+            _ => return None,
+        };
+        let offload = mbuf.tx_offload();
+        Some(ChecksumOnly {
+            l2_len: offload.l2_len(),
+            l3_len: offload.l3_len(),
+            udp,
+        })
     }
 
     #[inline(always)]
@@ -212,6 +237,7 @@ fn request(mbuf: Mbuf, asked: Asked) {
 
 /// The packet type of a frame: TCP by what was found, anything else by DPDK's own parser, which
 /// knows more kinds, and not the same ones in each line. The oldest one sees nothing behind UDP.
+#[inline]
 fn packet_type(mbuf: Mbuf, headers: &Headers) -> u32 {
     let l2 = match headers.l2_len {
         14 => RTE_PTYPE_L2_ETHER,
@@ -328,6 +354,13 @@ impl PacketPool for RxPool {
         unsafe { mbuf::alloc_bulk(self.pool, self.pool.cache(Lcore::current()), mbufs) }
     }
 
+    #[inline]
+    fn one(&self) -> Option<Slot> {
+        let mut place = Slot(std::ptr::null_mut());
+        let filled = self.allocate(std::slice::from_mut(&mut place));
+        filled.then_some(place)
+    }
+
     #[inline(always)]
     fn space<'p>(&self, packet: &'p mut Slot) -> &'p mut [MaybeUninit<u8>] {
         let start = packet
@@ -362,6 +395,7 @@ impl PacketPool for RxPool {
         self.init(packet.mbuf(), len, RTE_MBUF_F_EXTERNAL);
     }
 
+    #[inline]
     fn append(&self, head: &mut Slot, last: &mut Slot, segment: Slot, len: u32) {
         self.init(segment.mbuf(), len, 0);
         let head = head.mbuf();
@@ -376,10 +410,20 @@ impl PacketPool for RxPool {
         unsafe { self.shared.as_ref() }.rx_rules()
     }
 
+    #[inline]
     fn store(&self, packet: &mut Slot, at: usize, value: [u8; 2]) -> bool {
-        store(packet, at, value)
+        let mbuf = packet.mbuf();
+        if at + value.len() > usize::from(mbuf.data_len()) {
+            return store(packet, at, value);
+        }
+        let to = mbuf.data().wrapping_add(at).cast::<[u8; 2]>();
+        // SAFETY: inside the segment's data (above), and the packet was just received, so nobody else
+        // has it.
+        unsafe { to.write(value) };
+        true
     }
 
+    #[inline]
     fn mark(&self, packet: &mut Slot, marks: Marks) {
         mark(*packet, marks);
     }
@@ -389,7 +433,8 @@ impl PacketPool for RxPool {
     }
 }
 
-/// Writes `value` at offset `at` of a packet that was just received.
+/// Writes `value` at offset `at` of a packet that was just received, across segments.
+#[cold]
 fn store(packet: &Slot, at: usize, value: [u8; 2]) -> bool {
     let mut left = value.as_slice();
     let mut begin = 0;
@@ -412,6 +457,7 @@ fn store(packet: &Slot, at: usize, value: [u8; 2]) -> bool {
     left.is_empty()
 }
 
+#[inline]
 fn mark(packet: Slot, marks: Marks) {
     let mbuf = packet.mbuf();
     let mut flags = match marks.checksum {

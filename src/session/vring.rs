@@ -13,7 +13,8 @@ use vm_memory::GuestMemoryMmap;
 use super::error::RequestError;
 use super::features::{VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX};
 use crate::memory::{
-    Access, AreaError, Gpa, Iotlb, Iova, IovaRange, Lookaside, MemoryTable, Miss, Questions, Uva,
+    Access, AreaError, Gpa, Iotlb, Iova, IovaRange, Lookaside, MemoryTable, Miss, PAGE_BITS,
+    Questions, Uva,
 };
 use crate::virtqueue::{RingAreas, RingConfig, Virtqueue};
 
@@ -312,6 +313,36 @@ impl VringSetup {
             virtqueue.lookaside = Some(Box::new(translated.lookaside(memory)));
         }
         Ok(virtqueue)
+    }
+
+    /// What is not known yet of where the areas lie behind an IOMMU, page by page.
+    pub(super) fn unknown(&self, features: u64, translated: &Translated) -> Vec<Miss> {
+        let Ok(config) = self.config(features) else {
+            return Vec::new();
+        };
+        let areas = iovas(config.areas).into_iter().zip(config.needs());
+        let pages = areas.flat_map(|(at, (len, need))| {
+            let range = IovaRange::new(at, len);
+            let pages = range.into_iter().flat_map(|range| range.pages(PAGE_BITS));
+            let iova = move |page| Iova(at.0.max(page << PAGE_BITS));
+            pages.map(move |page| Miss {
+                iova: iova(page),
+                need,
+            })
+        });
+        let known = |miss: &Miss| translated.iotlb.knows(miss.iova, miss.need);
+        let unknown = pages.filter(|miss| !known(miss)).collect::<Vec<_>>();
+        // Two areas may share a page.
+        let spared = |miss: &Miss| {
+            let page = miss.iova.0 >> PAGE_BITS;
+            let mut others = unknown.iter().filter(|other| other.need != miss.need);
+            others.any(|other| other.iova.0 >> PAGE_BITS == page && other.need.covers(miss.need))
+        };
+        unknown
+            .iter()
+            .filter(|miss| !spared(miss))
+            .copied()
+            .collect()
     }
 
     fn config(&self, features: u64) -> Result<RingConfig, SetupError> {

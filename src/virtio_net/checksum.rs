@@ -20,6 +20,13 @@ impl Sum {
         self.odd ^= bytes.len() % 2 == 1;
     }
 
+    /// Adds four words, where the number of bytes before is even.
+    #[inline]
+    pub fn add_words(&mut self, words: [u8; 8]) {
+        let words = u64::from_ne_bytes(words);
+        self.total += (words & 0xffff_ffff) + (words >> 32);
+    }
+
     /// Adds one word, where the number of bytes before is even.
     #[inline]
     pub fn add_word(&mut self, word: u16) {
@@ -52,15 +59,23 @@ fn words(bytes: &[u8]) -> u64 {
         }
     }
     let mut sum: u64 = lanes.iter().sum();
-    let (quads, rest) = rest.as_chunks::<4>();
-    for word in quads {
-        sum += u64::from(u32::from_ne_bytes(*word));
+    let (eights, rest) = rest.as_chunks::<8>();
+    for words in eights {
+        let words = u64::from_ne_bytes(*words);
+        sum += (words & 0xffff_ffff) + (words >> 32);
     }
-    let mut last = [0; 4];
-    for (to, from) in last.iter_mut().zip(rest) {
-        *to = *from;
-    }
-    sum + u64::from(u32::from_ne_bytes(last))
+    let (quad, rest) = match rest.split_first_chunk::<4>() {
+        Some((quad, rest)) => (*quad, rest),
+        None => ([0; 4], rest),
+    };
+    let (pair, rest) = match rest.split_first_chunk::<2>() {
+        Some((pair, rest)) => (*pair, rest),
+        None => ([0; 2], rest),
+    };
+    let last = rest.first().map_or([0; 2], |byte| [*byte, 0]);
+    sum + u64::from(u32::from_ne_bytes(quad))
+        + u64::from(u16::from_ne_bytes(pair))
+        + u64::from(u16::from_ne_bytes(last))
 }
 
 #[inline]

@@ -54,6 +54,7 @@ impl Header {
     }
 
     /// The header as the driver finds it, with the count of buffers behind it.
+    #[inline]
     pub fn to_bytes(self, num_buffers: u16) -> [u8; 12] {
         let [h0, h1] = self.hdr_len.to_le_bytes();
         let [g0, g1] = self.gso_size.to_le_bytes();
@@ -74,6 +75,12 @@ impl Header {
             n0,
             n1,
         ]
+    }
+
+    /// Whether a checksum is missing, and nothing else is asked for.
+    #[inline(always)]
+    pub fn is_missing_sum(&self) -> bool {
+        self.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 && self.gso_type == VIRTIO_NET_HDR_GSO_NONE
     }
 
     /// Whether nothing is asked for, whatever the other fields hold.

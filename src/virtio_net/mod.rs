@@ -18,7 +18,7 @@ pub use offload::{
     receive_legacy,
 };
 pub use parse::{Headers, Ip, Transport, ip_checksum_is_right};
-pub use plan::{Plan, Refused, Unsummed};
+pub use plan::{ChecksumOnly, Plan, Refused, Unsummed, takes_unsummed};
 
 /// The driver may leave checksums to the device (bit number).
 pub const VIRTIO_NET_F_CSUM: u32 = 0;

@@ -88,6 +88,35 @@ pub struct Headers {
 }
 
 impl Headers {
+    /// As [`parse`](Self::parse), for frames as most are: TCP or UDP over IPv4, with no tag, no options
+    /// and no fragments. `None` for all others.
+    #[inline(always)]
+    pub fn usual(frame: &[u8]) -> Option<Self> {
+        let start = frame.first_chunk::<42>()?;
+        let &[.., k0, k1, version, _, _, _, _, _, f0, f1, _, protocol] =
+            start.first_chunk::<24>()?;
+        if [k0, k1, version] != [0x08, 0x00, 0x45] || (f0 & 0x3f) | f1 != 0 {
+            return None;
+        }
+        let (transport, l4_len) = match protocol {
+            17 => (Transport::Udp, Transport::Udp.least()),
+            6 => {
+                let tcp = frame.first_chunk::<54>()?;
+                let &[.., offset, _, _, _, _, _, _, _] = tcp;
+                let len = u16::from(offset >> 4) * 4;
+                (len >= Transport::Tcp.least()).then_some((Transport::Tcp, len))?
+            }
+            _ => return None,
+        };
+        Some(Self {
+            l2_len: ETHERNET,
+            ip: Some(Ip::V4),
+            l3_len: IPV4_LEN,
+            transport: Some(transport),
+            l4_len,
+        })
+    }
+
     /// Looks at the start of a frame. 192 bytes are enough for all but odd ones.
     pub fn parse(frame: &[u8]) -> Self {
         let mut headers = Self::default();
@@ -291,7 +320,43 @@ mod tests {
         assert_eq!(ip_checksum_is_right(&ethernet(&[0x86dd])), None);
     }
 
+    #[test]
+    fn a_usual_frame_is_found_to_be_the_same_at_a_glance() {
+        let tcp_frame = [ethernet(&[0x0800]), ipv4(6, 0), tcp(12)].concat();
+        let udp_frame = [ethernet(&[0x0800]), ipv4(17, 0), vec![0; 8]].concat();
+        for frame in [&tcp_frame, &udp_frame] {
+            assert_eq!(Headers::usual(frame), Some(Headers::parse(frame)));
+        }
+        for (at, value) in [
+            (12, 0x86),
+            (14, 0x46),
+            (20, 0x20),
+            (21, 1),
+            (23, 132),
+            (46, 0x40),
+        ] {
+            let mut frame = tcp_frame.clone();
+            frame[at] = value;
+            assert_eq!(Headers::usual(&frame), None, "byte {at}");
+        }
+        assert_eq!(Headers::usual(&tcp_frame[..53]), None);
+        assert_eq!(Headers::usual(&udp_frame[..41]), None);
+    }
+
     proptest! {
+        #[test]
+        fn what_is_seen_at_a_glance_is_what_is_parsed(
+            mut frame in prop::collection::vec(any::<u8>(), 40..60),
+            protocol in prop::sample::select(vec![6, 17_u8]),
+        ) {
+            frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+            frame[20..22].copy_from_slice(&[0x40, 0]);
+            frame[23] = protocol;
+            if let Some(usual) = Headers::usual(&frame) {
+                prop_assert_eq!(usual, Headers::parse(&frame));
+            }
+        }
+
         #[test]
         fn any_bytes_can_be_parsed(
             mut frame in prop::collection::vec(any::<u8>(), 0..200),

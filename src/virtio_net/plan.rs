@@ -116,7 +116,7 @@ impl Covered {
     }
 }
 
-/// A frame in one piece, of which nothing is asked but a checksum that the driver takes.
+/// A frame of which nothing is asked but a checksum that the driver takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsummed {
     /// The header.
@@ -127,10 +127,81 @@ pub struct Unsummed {
     pub value: [u8; 2],
 }
 
+/// What is asked of a frame of TCP or UDP over IPv4: its transport's checksum, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChecksumOnly {
+    /// Bytes before the IP header.
+    pub l2_len: u16,
+    /// Bytes of the IP header.
+    pub l3_len: u16,
+    /// It is UDP; otherwise TCP.
+    pub udp: bool,
+}
+
+impl ChecksumOnly {
+    fn transport(self) -> Transport {
+        match self.udp {
+            true => Transport::Udp,
+            false => Transport::Tcp,
+        }
+    }
+}
+
 impl Unsummed {
+    /// For a driver that takes frames without checksum; `None` for unusual frames, which
+    /// [`new`](Self::new) may still do.
+    #[inline(always)]
+    pub fn of(asked: ChecksumOnly, frame: &[u8]) -> Option<Self> {
+        let transport = asked.transport();
+        let network = frame.get(usize::from(asked.l2_len)..)?;
+        let &[
+            _,
+            _,
+            t0,
+            t1,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            s0,
+            s1,
+            s2,
+            s3,
+            d0,
+            d1,
+            d2,
+            d3,
+        ] = network.first_chunk::<{ IPV4_LEN as usize }>()?;
+        let rest = network.len() - usize::from(IPV4_LEN);
+        let carried = u16::from_be_bytes([t0, t1]).saturating_sub(IPV4_LEN);
+        if asked.l3_len != IPV4_LEN || usize::from(carried) > rest || carried < transport.least() {
+            return None;
+        }
+        let mut pseudo = Sum::default();
+        pseudo.add_words([s0, s1, s2, s3, d0, d1, d2, d3]);
+        pseudo.add_word(carried);
+        pseudo.add_word(u16::from(transport.protocol()));
+        let start = asked.l2_len.saturating_add(IPV4_LEN);
+        Some(Self {
+            header: Header {
+                flags: VIRTIO_NET_HDR_F_NEEDS_CSUM,
+                csum_start: start,
+                csum_offset: transport.field(),
+                ..Header::default()
+            },
+            // Inside the frame: it has a whole header of the transport.
+            field: usize::from(start + transport.field()),
+            value: pseudo.folded().to_be_bytes(),
+        })
+    }
+
     /// For what is `asked` of `frame`, for a driver that acked `features`; `None` when that is more,
-    /// or makes no sense: then a [`Plan`] tells.
-    pub fn new(mut asked: Asked, features: u64, frame: &[u8]) -> Option<Self> {
+    /// or makes no sense: then a [`Plan`] tells. `frame` is the start of `len` bytes, headers and all.
+    pub fn new(mut asked: Asked, features: u64, frame: &[u8], len: u32) -> Option<Self> {
         let more = asked.unable
             || asked.ip_checksum
             || asked.vlan.is_some()
@@ -144,7 +215,6 @@ impl Unsummed {
             adopt_marks(&mut asked, &Headers::parse(frame)).ok()?;
         }
         let transport = asked.transport.filter(|kind| *kind != Transport::Sctp)?;
-        let len = u32::try_from(frame.len()).ok()?;
         let covered = Covered::new(&asked, transport, frame, len).ok()?;
         // The field must be in the frame, as in a plan's copy of it.
         frame.get(covered.field..covered.field + 2)?;
@@ -451,6 +521,11 @@ impl Plan {
     ) -> impl Iterator<Item = &'s [u8]> {
         std::iter::once(self.head()).chain(behind(segments, self.replaced))
     }
+}
+
+/// Whether a driver with these features takes frames without checksum.
+pub fn takes_unsummed(features: u64) -> bool {
+    Accepted(features).checksum()
 }
 
 /// What a driver takes.

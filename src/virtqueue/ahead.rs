@@ -2,20 +2,22 @@
 //!
 //! Each question is a round trip to the frontend. So when a chain misses, what the chains behind it
 //! need is asked in the same breath; and where a miss costs packets, the ring is looked through ahead
-//! of the packets for as long as that finds something.
+//! of the packets for as long as that finds something. How far depends: when what was told is flushed all
+//! the time, only what is used until the next flush is worth a question.
 #![forbid(unsafe_code)]
 
 use super::{Chain, Ring, Walk, Walked};
-use crate::memory::Translate;
-
-/// How many slots to look ahead.
-const WINDOW: u16 = 256;
+use crate::memory::{Ahead, Translate};
 
 /// A chain missed something that nobody asked for before: asks for what all that wait need.
 #[cold]
 #[inline(never)]
 pub fn after_a_miss<'m, R: Ring>(ring: &R, chain: &mut Chain, cursor: &mut impl Translate<'m>) {
     if cursor.asked() {
+        if let Some(ahead) = cursor.ahead() {
+            // It was not far enough.
+            ahead.window = ahead.window.saturating_mul(2).min(Ahead::FAR);
+        }
         look_from_here(ring, chain, cursor);
     }
 }
@@ -61,7 +63,7 @@ fn look_on<'m, R: Ring>(ring: &R, chain: &mut Chain, cursor: &mut impl Translate
     };
     let asked = cursor.asked();
     let start = ahead.until.map_or(0, |until| ring.slots_until(until));
-    let waiting = ring.available(WINDOW);
+    let waiting = ring.available(ahead.window);
     let mut looked = match waiting {
         0 => Looked::Empty,
         _ => Looked::All,

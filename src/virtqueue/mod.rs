@@ -207,6 +207,14 @@ impl Virtqueue {
         looked
     }
 
+    /// How many slots were taken since the ring was at `position`; no more than it has.
+    pub fn slots_since(&self, position: u16) -> u16 {
+        match &self.ring {
+            Layout::Split(ring) => ring.slots_since(position),
+            Layout::Packed(ring) => ring.slots_since(position),
+        }
+    }
+
     /// Whether a buffer waits.
     #[inline(always)]
     pub fn has_available(&self) -> bool {

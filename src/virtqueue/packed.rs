@@ -193,13 +193,15 @@ pub struct PackedRun<'r> {
 }
 
 impl Run for PackedRun<'_> {
+    const HIDDEN: bool = false;
+
     #[inline(always)]
     fn slots(self) -> u16 {
         self.descriptors.len()
     }
 
     #[inline(always)]
-    fn peek(self, nth: u16) -> Option<(Descriptor, u16)> {
+    fn peek(self, nth: usize) -> Option<(Descriptor, u16)> {
         let descriptor = self.descriptors.get(nth)?;
         let available = descriptor.flags & WRAP_BITS == self.available;
         available.then_some((descriptor, descriptor.next))
@@ -211,7 +213,7 @@ impl Run for PackedRun<'_> {
     }
 
     #[inline(always)]
-    fn put_used(self, nth: u16, id: u16, len: u32) {
+    fn put_used(self, nth: usize, id: u16, len: u32) {
         // The driver looks at the first one first, so that is written last, in `publish_used`.
         if nth != 0 {
             self.descriptors
@@ -222,8 +224,6 @@ impl Run for PackedRun<'_> {
 
 impl Ring for PackedRing {
     type Run<'r> = PackedRun<'r>;
-
-    const TELLS_ALL: bool = false;
 
     #[inline(always)]
     fn of(layout: &mut Layout) -> Option<&mut Self> {
@@ -258,6 +258,18 @@ impl Ring for PackedRing {
         if slots <= self.size { slots } else { 0 }
     }
 
+    fn slots_since(&self, position: u16) -> u16 {
+        let (there, here) = (Position(position), self.next_available);
+        let turn = if here.wrap() == there.wrap() {
+            0
+        } else {
+            self.size
+        };
+        // Without a turn, and yet behind: it was more than one.
+        let slots = (here.index().wrapping_add(turn)).wrapping_sub(there.index());
+        slots.min(self.size)
+    }
+
     #[inline(always)]
     fn has_available(&self) -> bool {
         let at = self.next_available;
@@ -278,6 +290,11 @@ impl Ring for PackedRing {
     fn ahead(&self, most: u16) -> u16 {
         self.available(most)
             .min(self.size.wrapping_sub(self.next_available.index()))
+    }
+
+    #[inline(always)]
+    fn was_all(&self, _told: u16, _most: u16) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -72,9 +72,6 @@ pub trait Ring {
     where
         Self: 'r;
 
-    /// [`available`](Ring::available) tells how many chains there are, not only that there is one.
-    const TELLS_ALL: bool;
-
     /// The ring of this layout in `layout`.
     fn of(layout: &mut Layout) -> Option<&mut Self>;
 
@@ -90,6 +87,9 @@ pub trait Ring {
     /// How many slots there are up to `position`; 0 when the ring has gone past it.
     fn slots_until(&self, position: u16) -> u16;
 
+    /// The slots from `position`, where the ring was before, to its next one; no more than it has.
+    fn slots_since(&self, position: u16) -> u16;
+
     /// Whether anything waits.
     fn has_available(&self) -> bool;
 
@@ -97,8 +97,12 @@ pub trait Ring {
     /// of a packed ring is known to be available.
     fn available(&self, most: u16) -> u16;
 
-    /// As [`available`](Ring::available), and not past the end of a packed ring.
+    /// As [`available`](Ring::available), and not past the end of the ring's array.
     fn ahead(&self, most: u16) -> u16;
+
+    /// Whether it is known, without another look, that nothing waited behind the slots that
+    /// [`ahead`](Ring::ahead) told when asked for `most`, which are taken by now.
+    fn was_all(&self, told: u16, most: u16) -> bool;
 
     /// The next `slots` slots, as many as [`ahead`](Ring::ahead) told, or fewer.
     fn run(&self, slots: u16) -> Self::Run<'_>;
@@ -147,19 +151,23 @@ pub trait Ring {
 
 /// Slots that stand side by side, for the short burst bodies.
 pub trait Run: Copy {
+    /// What [`put_used`](Run::put_used) writes is not seen before [`Ring::publish_used`], so that it
+    /// may come before the data.
+    const HIDDEN: bool;
+
     /// Number of slots.
     fn slots(self) -> u16;
 
     /// The descriptor at the `nth` slot, read once, with the id that gives its chain back when it is
     /// the whole chain. `None` when it is not available, or outside the table.
-    fn peek(self, nth: u16) -> Option<(Descriptor, u16)>;
+    fn peek(self, nth: usize) -> Option<(Descriptor, u16)>;
 
     /// Asks to own the lines where the first `slots` slots are given back.
     fn prefetch_used(self, slots: u16);
 
     /// Gives the chain back that is the `nth` slot, with `len` bytes written. The first one may wait
     /// for [`Ring::end_run`].
-    fn put_used(self, nth: u16, id: u16, len: u32);
+    fn put_used(self, nth: usize, id: u16, len: u32);
 }
 
 /// How to see that a buffer became available without polling: `word & mask` against `value`.

@@ -14,8 +14,8 @@ use super::{
     VRING_DESC_F_NEXT, VRING_USED_F_NO_NOTIFY,
 };
 use crate::memory::{
-    AreaError, Descriptor, Fault, GuestTable, GuestU16s, GuestUsed, GuestUsedElements, GuestWord,
-    MemoryTable, Translate, Uva,
+    AreaError, Descriptor, Fault, GuestTable, GuestTableEntries, GuestU16s, GuestU16sRun,
+    GuestUsed, GuestUsedRun, GuestWord, MemoryTable, Translate, Uva,
 };
 
 /// A split ring that the device side has taken up.
@@ -134,45 +134,45 @@ impl SplitRing {
     }
 }
 
-/// Chains that wait.
+/// Chains that wait, up to the end of the array of heads at most.
 #[derive(Clone, Copy, Debug)]
 pub struct SplitRun<'r> {
-    ring: &'r SplitRing,
-    used: GuestUsedElements<'r>,
-    next_used: u16,
-    slots: u16,
+    heads: GuestU16sRun<'r>,
+    table: GuestTableEntries<'r>,
+    used: GuestUsedRun<'r>,
 }
 
 impl Run for SplitRun<'_> {
+    const HIDDEN: bool = true;
+
     #[inline(always)]
     fn slots(self) -> u16 {
-        self.slots
+        self.heads.len()
     }
 
     #[inline(always)]
-    fn peek(self, nth: u16) -> Option<(Descriptor, u16)> {
-        let head = self.ring.head(nth);
-        Some((self.ring.table.get(head)?, head))
+    fn peek(self, nth: usize) -> Option<(Descriptor, u16)> {
+        let head = self.heads.get(nth)?;
+        Some((self.table.get(head)?, head))
     }
 
     #[inline(always)]
     fn prefetch_used(self, slots: u16) {
+        let slots = usize::from(slots);
         // Eight elements share a line.
         for nth in (0..slots).step_by(8) {
-            self.used.prefetch(self.next_used.wrapping_add(nth));
+            self.used.prefetch(nth);
         }
     }
 
     #[inline(always)]
-    fn put_used(self, nth: u16, id: u16, len: u32) {
-        self.used.set(self.next_used.wrapping_add(nth), id, len);
+    fn put_used(self, nth: usize, id: u16, len: u32) {
+        self.used.set(nth, id, len);
     }
 }
 
 impl Ring for SplitRing {
     type Run<'r> = SplitRun<'r>;
-
-    const TELLS_ALL: bool = true;
 
     #[inline(always)]
     fn of(layout: &mut Layout) -> Option<&mut Self> {
@@ -201,6 +201,10 @@ impl Ring for SplitRing {
         if slots <= self.size { slots } else { 0 }
     }
 
+    fn slots_since(&self, position: u16) -> u16 {
+        self.next_available.wrapping_sub(position).min(self.size)
+    }
+
     #[inline(always)]
     fn has_available(&self) -> bool {
         self.available_index.load(Ordering::Acquire) != self.next_available
@@ -216,16 +220,25 @@ impl Ring for SplitRing {
 
     #[inline(always)]
     fn ahead(&self, most: u16) -> u16 {
-        self.available(most)
+        let mask = self.size.wrapping_sub(1);
+        let to_end = self.size.wrapping_sub(self.next_available & mask);
+        self.available(most).min(to_end)
+    }
+
+    #[inline(always)]
+    fn was_all(&self, told: u16, most: u16) -> bool {
+        told < most && self.next_available & self.size.wrapping_sub(1) != 0
     }
 
     #[inline(always)]
     fn run(&self, slots: u16) -> SplitRun<'_> {
+        // The two indices are one and the same; if they were not, a run would end where one of them
+        // is at its end.
+        let used = self.used.run(self.next_used, slots);
         SplitRun {
-            ring: self,
-            used: self.used.elements(),
-            next_used: self.next_used,
-            slots,
+            heads: self.heads.run(self.next_available, used.len()),
+            table: self.table.entries(),
+            used,
         }
     }
 

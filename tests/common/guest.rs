@@ -247,6 +247,8 @@ pub(crate) enum Iommu {
     Absent,
     /// An IOMMU, for which each buffer gets an address of its own, for as long as it is in use.
     Strict,
+    /// The same, but addresses are given up many at a time, as Linux does by itself.
+    Lazy,
     /// An IOMMU that leaves addresses as they are.
     PassThrough,
 }
@@ -286,6 +288,7 @@ fn iommu_parameters(nics: &[Nic]) -> &'static str {
     // One for the whole machine.
     match nics.first().map(|nic| nic.machine.iommu) {
         Some(Iommu::Strict) => " intel_iommu=on iommu.passthrough=0 iommu.strict=1",
+        Some(Iommu::Lazy) => " intel_iommu=on iommu.passthrough=0 iommu.strict=0",
         Some(Iommu::PassThrough) => " intel_iommu=on iommu=pt",
         Some(Iommu::Absent) | None => "",
     }
@@ -393,7 +396,16 @@ impl Guest {
                 Iommu::Absent => "",
                 _ => ",disable-legacy=on,iommu_platform=on,ats=on",
             };
-            command.args(["-device", &format!("{device}{many}{iommu}{options}")]);
+            let bus = if iommu.is_empty() {
+                String::new()
+            } else {
+                // Only there a NIC is a PCI Express device and has ATS, without which QEMU 7.2 does not tell
+                // a backend of a driver's flushes.
+                let port = format!("pcie-root-port,id=port{id},chassis={id},slot={id}");
+                command.args(["-device", &port]);
+                format!(",bus=port{id}")
+            };
+            command.args(["-device", &format!("{device}{many}{iommu}{bus}{options}")]);
         }
         Ok(Self {
             process: Process::spawn(lab, name, command)?,

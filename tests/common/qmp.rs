@@ -76,7 +76,9 @@ impl Connection {
         self.commands += 1;
         let id = format!("\"id\": {}", self.commands);
         let line = format!("{{\"execute\": \"{command}\", \"arguments\": {arguments}, {id}}}");
-        writeln!(self.socket, "{line}").map_err(failed)?;
+        // At once: QEMU needs no end of line to obey, and after `quit` nobody would take it.
+        let written = self.socket.write_all(format!("{line}\n").as_bytes());
+        written.map_err(failed)?;
         // A greeting and events may come before the answer.
         loop {
             let mut answer = String::new();

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rte_net_vhost::datapath::{QueueCounters, Release, select_dequeue, select_enqueue};
 use rte_net_vhost::session::features::*;
@@ -199,17 +200,20 @@ fn enqueue(port: &Port, index: u16, bytes: &[u8]) -> bool {
 }
 
 #[test]
-fn a_ring_starts_when_its_areas_are_known_which_are_asked_for_in_turn() {
+fn a_ring_starts_when_its_areas_are_known_which_are_asked_for_together() {
     let place = Place::new();
     let (_endpoint, port) = serve(&place);
     let iommu = Iommu::connect(&place);
     iommu.start(1);
     let at = IOVA + RING_ROOM;
-    for expected in [(at, READ), (at + 0x1000, READ), (at + 0x2000, BOTH)] {
+    let areas = [(at, READ), (at + 0x1000, READ), (at + 0x2000, BOTH)];
+    for expected in areas {
         assert_eq!(iommu.question(), expected);
+    }
+    for (iova, _) in areas {
         iommu.no_question();
         assert_eq!(port.events(), []);
-        iommu.answer_ring(expected.0);
+        iommu.answer_ring(iova);
     }
     assert_eq!(port.wait_for(1), [Event::Queue(1, true)]);
     iommu.no_question();
@@ -301,12 +305,8 @@ fn an_invalidation_without_a_size_or_past_the_end_is_of_all() {
     }
 }
 
-#[test]
-fn a_burst_asks_once_for_all_that_waits_and_loses_nothing() {
-    let place = Place::new();
-    let (_endpoint, port) = serve(&place);
-    let iommu = Iommu::connect(&place);
-    iommu.start_pair(&port);
+/// Has vring 1 ask for 8 frames, each in a page of its own; what they are.
+fn ask_for_frames(iommu: &Iommu, port: &Port) -> Vec<Vec<u8>> {
     for nth in 0..8_u8 {
         let page = u64::from(nth) * PAGE;
         let fill = [0x40 + nth; 0x100];
@@ -316,24 +316,48 @@ fn a_burst_asks_once_for_all_that_waits_and_loses_nothing() {
     }
     iommu.offer(1, 8);
     for _ in 0..100 {
-        assert!(dequeue(&port, 1, 32).is_empty());
+        assert!(dequeue(port, 1, 32).is_empty());
     }
     for nth in 0..8 {
         assert_eq!(iommu.question(), (BUFFERS + nth * PAGE, READ));
     }
     iommu.no_question();
+    (0..8).map(|nth| vec![0x40 + nth; 60]).collect()
+}
+
+#[test]
+fn a_burst_asks_once_for_all_that_waits_and_loses_nothing() {
+    let place = Place::new();
+    let (_endpoint, port) = serve(&place);
+    let iommu = Iommu::connect(&place);
+    iommu.start_pair(&port);
+    let expected = ask_for_frames(&iommu, &port);
     port.forget();
-    // Not in order: all wait for the first.
+    let mut frames = Vec::new();
+    for nth in 0..8 {
+        assert!(dequeue(&port, 1, 32).is_empty());
+        iommu.update(BUFFERS + nth * PAGE, PAGE, BUFFERS_GPA + nth * PAGE, READ);
+        frames.append(&mut dequeue(&port, 1, 32));
+    }
+    // Whoever sleeps is told.
+    assert!(port.wait_for(1).contains(&Event::LookAgain(1)));
+    assert_eq!(frames, expected);
+    iommu.no_question();
+}
+
+#[test]
+fn answers_in_another_order_are_as_good() {
+    let place = Place::new();
+    let (_endpoint, port) = serve(&place);
+    let iommu = Iommu::connect(&place);
+    iommu.start_pair(&port);
+    let expected = ask_for_frames(&iommu, &port);
+    // All wait for the first.
     for nth in (0..8).rev() {
         assert!(dequeue(&port, 1, 32).is_empty());
         iommu.update(BUFFERS + nth * PAGE, PAGE, BUFFERS_GPA + nth * PAGE, READ);
     }
-    // Whoever sleeps is told.
-    assert!(port.wait_for(1).contains(&Event::LookAgain(1)));
-    let frames = dequeue(&port, 1, 32);
-    let expected: Vec<Vec<u8>> = (0..8).map(|nth| vec![0x40 + nth; 60]).collect();
-    assert_eq!(frames, expected);
-    iommu.no_question();
+    assert_eq!(dequeue(&port, 1, 32), expected);
 }
 
 #[test]
@@ -381,14 +405,173 @@ fn a_question_without_an_answer_is_asked_again() {
     // A ring's area, too.
     iommu.start(4);
     for _ in 0..2 {
-        let asked = loop {
-            let (iova, _) = iommu.question();
-            if iova != BUFFERS {
-                break iova;
-            }
-        };
-        assert_eq!(asked, IOVA + 4 * RING_ROOM);
+        for area in [0, 0x1000, 0x2000] {
+            let asked = loop {
+                let (iova, _) = iommu.question();
+                if iova != BUFFERS {
+                    break iova;
+                }
+            };
+            assert_eq!(asked, IOVA + 4 * RING_ROOM + area);
+        }
     }
+}
+
+/// Questions that are under way at the same time after a flush, if none of them is about a ring.
+const UNDER_WAY: u64 = 16;
+
+/// Has vring 0 ask for 128 buffers, of which the first few are under way when this returns: there was a
+/// flush before, but not of the rings.
+fn ask_for_many(iommu: &Iommu, port: &Port) {
+    iommu.invalidate(1 << 41, 1 << 40);
+    for nth in 0..128_u16 {
+        let at = BUFFERS + u64::from(nth) * PAGE;
+        iommu.describe(0, nth, at, 2048, 2);
+    }
+    iommu.offer(0, 128);
+    assert!(!enqueue(port, 0, &[7; 60]));
+    for nth in 0..UNDER_WAY {
+        assert_eq!(iommu.question(), (BUFFERS + nth * PAGE, BOTH));
+    }
+    iommu.no_question();
+}
+
+#[test]
+fn few_questions_are_under_way_and_each_answer_lets_another_one_go() {
+    let place = Place::new();
+    let (_endpoint, port) = serve(&place);
+    let iommu = Iommu::connect(&place);
+    iommu.start_pair(&port);
+    ask_for_many(&iommu, &port);
+    let answer = |nth| iommu.update(BUFFERS + nth * PAGE, PAGE, BUFFERS_GPA, BOTH);
+    for nth in UNDER_WAY..32 {
+        answer(nth - UNDER_WAY);
+        assert_eq!(iommu.question(), (BUFFERS + nth * PAGE, BOTH));
+        iommu.no_question();
+    }
+    // The frontend has nothing to say to some: it is done with those that came before.
+    answer(31);
+    for nth in 32..48 {
+        assert_eq!(iommu.question(), (BUFFERS + nth * PAGE, BOTH));
+    }
+    iommu.no_question();
+}
+
+#[test]
+fn a_ring_with_many_questions_does_not_keep_the_other_one_waiting() {
+    let place = Place::new();
+    let (_endpoint, port) = serve(&place);
+    let iommu = Iommu::connect(&place);
+    iommu.start_pair(&port);
+    ask_for_many(&iommu, &port);
+    let other = BUFFERS + 1000 * PAGE;
+    iommu.describe(1, 0, other, 72, 0);
+    iommu.offer(1, 1);
+    assert!(dequeue(&port, 1, 1).is_empty());
+    iommu.no_question();
+    let mut asked = Vec::new();
+    for nth in 0..2 {
+        iommu.update(BUFFERS + nth * PAGE, PAGE, BUFFERS_GPA, BOTH);
+        asked.push(iommu.question());
+    }
+    assert!(asked.contains(&(other, READ)), "{asked:x?}");
+}
+
+/// A frontend has no answer when nothing is mapped, as when a driver has taken its buffer back; the
+/// address may be in use again at once.
+#[test]
+fn a_question_that_was_passed_over_is_asked_again_at_once() {
+    let place = Place::new();
+    let (_endpoint, port) = serve(&place);
+    let iommu = Iommu::connect(&place);
+    iommu.start_pair(&port);
+    for nth in 0..3 {
+        iommu.describe(1, nth, BUFFERS + u64::from(nth) * PAGE, 72, 0);
+    }
+    iommu.offer(1, 3);
+    let begin = Instant::now();
+    assert!(dequeue(&port, 1, 1).is_empty());
+    for nth in 0..3 {
+        assert_eq!(iommu.question(), (BUFFERS + nth * PAGE, READ));
+    }
+    iommu.update(BUFFERS + PAGE, PAGE, BUFFERS_GPA, READ);
+    assert!(dequeue(&port, 1, 1).is_empty());
+    // The third one still has its answer to come.
+    assert_eq!(iommu.question(), (BUFFERS, READ));
+    iommu.no_question();
+    iommu.update(BUFFERS, PAGE, BUFFERS_GPA, READ);
+    assert_eq!(dequeue(&port, 1, 32).len(), 2);
+    // Nothing waited for patience to run out.
+    assert!(begin.elapsed() < Duration::from_millis(900));
+}
+
+/// A guest that flushes all that its IOMMU knew, as Linux does a hundred times a second by default.
+#[test]
+fn after_a_flush_the_rings_come_before_all_buffers() {
+    let place = Place::new();
+    let (_endpoint, port) = serve(&place);
+    let iommu = Iommu::connect(&place);
+    iommu.start_pair(&port);
+    ask_for_many(&iommu, &port);
+    iommu.invalidate(0, 0);
+    assert!(port.given().is_empty());
+    flushed_rings(&iommu);
+    iommu.no_question();
+    iommu.update(IOVA, 2 * RING_ROOM, 0, BOTH);
+    until(|| port.given() == [0, 1]);
+    // What was under way is answered as it is now.
+    assert!(!enqueue(&port, 0, &[7; 60]));
+    for nth in 0..UNDER_WAY {
+        iommu.update(BUFFERS + nth * PAGE, PAGE, BUFFERS_GPA + nth * PAGE, BOTH);
+    }
+    assert!(enqueue(&port, 0, &[7; 60]));
+}
+
+/// Reads the questions for the areas of vrings 0 and 1.
+#[track_caller]
+fn flushed_rings(iommu: &Iommu) {
+    for ring in [0, RING_ROOM] {
+        for (area, need) in [(0, READ), (0x1000, READ), (0x2000, BOTH)] {
+            assert_eq!(iommu.question(), (IOVA + ring + area, need));
+        }
+    }
+}
+
+#[test]
+fn a_flushed_ring_is_looked_through_twice_as_far_as_it_came() {
+    let place = Place::new();
+    let (_endpoint, port) = serve(&place);
+    let iommu = Iommu::connect(&place);
+    iommu.start_pair(&port);
+    iommu.update(BUFFERS, 128 * PAGE, BUFFERS_GPA, BOTH);
+    for nth in 0..128_u16 {
+        let at = BUFFERS + u64::from(nth) * PAGE;
+        iommu.describe(0, nth, at, 2048, 2);
+    }
+    iommu.offer(0, 128);
+    let asked_and_answered = |nth: u64| {
+        let at = nth * PAGE;
+        assert_eq!(iommu.question(), (BUFFERS + at, BOTH));
+        iommu.update(BUFFERS + at, PAGE, BUFFERS_GPA + at, BOTH);
+    };
+    let take = || assert!(enqueue(&port, 0, &[7; 60]));
+    (0..3).for_each(|_| take());
+    let (mut next, mut ahead) = (3, 6);
+    for taken in [4, 8, 0, 1] {
+        iommu.invalidate(0, 0);
+        flushed_rings(&iommu);
+        iommu.update(IOVA, 2 * RING_ROOM, 0, BOTH);
+        until(|| port.given() == [0, 1]);
+        (next..next + ahead).for_each(asked_and_answered);
+        iommu.no_question();
+        for _ in 0..taken {
+            take();
+            asked_and_answered(next + ahead);
+            next += 1;
+        }
+        ahead = (2 * taken).max(4);
+    }
+    iommu.no_question();
 }
 
 #[test]

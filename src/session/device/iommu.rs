@@ -1,32 +1,44 @@
 //! The device behind an IOMMU: what the frontend tells of it, and what it is asked.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::error::RequestError;
 use super::super::features::VIRTIO_F_IOMMU_PLATFORM;
+use super::super::vring::Translated;
 use super::super::{say, wire};
 use super::Device;
-use crate::memory::{Access, Iova, IovaRange, Miss, Uva};
+use crate::memory::{Access, Iova, IovaRange, Miss, PAGE_BITS, Uva};
 use crate::virtqueue::{Looked, Virtqueue};
 
 /// A question that got no answer is asked again, if it still matters.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Questions that wait for an answer at the same time.
+/// Questions without an answer.
 const MOST_PENDING: usize = 16_384;
 
 /// With so few of them it is time for more, if there are any.
 const FEW_PENDING: usize = 64;
 
+/// Questions that are sent without an answer to one of them.
+const MOST_UNDER_WAY: usize = 256;
+
+/// The same while a driver flushes again and again: the frontend still has the next one at hand, and soon
+/// deals with those about the rings.
+const FEW_UNDER_WAY: usize = 16;
+
+/// After so many questions without a flush there may be none for long.
+const CALM: u32 = 1024;
+
+/// After a flush a ring is looked through twice as far as it came since the one before, and at least so
+/// many slots.
+const LEAST_AHEAD: u16 = 4;
+
 /// An invalidation of so many bytes is no single buffer's.
 const LARGE: u64 = 1 << 20;
-
-/// Bits of an address inside the smallest page of any IOMMU.
-const PAGE_BITS: u32 = 12;
 
 /// Types of `IOTLB_MSG` (vhost-user, "An IOTLB message").
 const IOTLB_MISS: u8 = 1;
@@ -80,11 +92,36 @@ impl IotlbMessage {
 /// What was asked: a page, and what it is needed for.
 type Page = (u64, Access);
 
+/// A question that has no answer yet.
+#[derive(Clone, Copy, Debug)]
+struct Question {
+    /// At which address in the page.
+    iova: Iova,
+    /// Which one it was, and when; `None` until it is sent.
+    sent: Option<(u64, Instant)>,
+}
+
 /// Questions to the frontend.
-#[derive(Debug, Default)]
+///
+/// A frontend answers one after the other, and each takes it some time. So only a few are under way, and
+/// what a vring needs to start is sent at once, without having to wait behind a ring full of buffers.
+#[derive(Debug)]
 pub(super) struct Asking {
-    /// Asked and not answered yet: at which address in the page, and when.
-    pending: BTreeMap<Page, (Iova, Instant)>,
+    /// Those without an answer.
+    pending: BTreeMap<Page, Question>,
+    /// By vring, those of them that wait until fewer are under way. What is not pending any more, or was
+    /// sent meanwhile, does not count.
+    waiting: BTreeMap<u16, VecDeque<Page>>,
+    /// The vring whose question was sent last.
+    turn: u16,
+    /// How many were sent.
+    sent: u64,
+    /// Those that were sent and have no answer, in their order.
+    under_way: BTreeMap<u64, Page>,
+    /// How many were sent since the last flush.
+    since_flush: u32,
+    /// A question was passed over. Whoever needs the answer has to ask again.
+    passed_over: bool,
     /// Messages that the channel has not taken yet.
     unsent: Vec<u8>,
     /// There may be more to ask for than before: there was an answer, or much was forgotten.
@@ -93,21 +130,68 @@ pub(super) struct Asking {
     complained: bool,
 }
 
+impl Default for Asking {
+    fn default() -> Self {
+        Self {
+            pending: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            turn: 0,
+            sent: 0,
+            under_way: BTreeMap::new(),
+            since_flush: CALM,
+            passed_over: false,
+            unsent: Vec::new(),
+            answers: false,
+            complained: false,
+        }
+    }
+}
+
 impl Asking {
-    /// Asks for `miss`, unless that was done.
-    fn ask(&mut self, miss: Miss) {
-        let page = (miss.iova.0 >> PAGE_BITS, miss.need);
+    /// Asks for `miss` when it is the turn of vring `index`, unless that was done.
+    fn ask(&mut self, index: u16, miss: Miss) {
+        if let Some(page) = self.note(miss) {
+            self.waiting.entry(index).or_default().push_back(page);
+        }
+    }
+
+    /// Asks for `miss` next, unless that is under way.
+    fn ask_at_once(&mut self, miss: Miss) {
+        self.note(miss);
+        self.send(page_of(miss));
+    }
+
+    /// Notes that `miss` is to be asked for; `None` if it was noted before, or there are too many.
+    fn note(&mut self, miss: Miss) -> Option<Page> {
+        let page = page_of(miss);
         if self.pending.contains_key(&page) || self.pending.len() >= MOST_PENDING {
+            return None;
+        }
+        let Miss { iova, .. } = miss;
+        self.pending.insert(page, Question { iova, sent: None });
+        Some(page)
+    }
+
+    /// Sends the question for `page`, if it waits.
+    fn send(&mut self, page: Page) {
+        let Some(question) = self.pending.get_mut(&page) else {
+            return;
+        };
+        if question.sent.is_some() {
             return;
         }
-        self.pending.insert(page, (miss.iova, Instant::now()));
+        self.sent += 1;
+        self.since_flush = self.since_flush.saturating_add(1);
+        self.under_way.insert(self.sent, page);
+        question.sent = Some((self.sent, Instant::now()));
         // Frontends know no question for writing alone.
-        let wanted = match miss.need {
+        let (_, need) = page;
+        let wanted = match need {
             Access::READ => Access::READ,
             _ => Access::BOTH,
         };
         let message = IotlbMessage {
-            iova: miss.iova.0,
+            iova: question.iova.0,
             size: 0,
             uaddr: 0,
             perm: wanted.bits(),
@@ -117,6 +201,28 @@ impl Asking {
         self.unsent.extend(message);
     }
 
+    /// Sends as many of those that wait as may be under way, of each vring in turn.
+    fn send_waiting(&mut self) {
+        let most = match self.since_flush {
+            ..CALM => FEW_UNDER_WAY,
+            _ => MOST_UNDER_WAY,
+        };
+        while self.under_way.len() < most {
+            let behind = self
+                .turn
+                .checked_add(1)
+                .and_then(|next| self.waiting.range(next..).next());
+            let Some((&index, _)) = behind.or_else(|| self.waiting.first_key_value()) else {
+                return;
+            };
+            self.turn = index;
+            match self.waiting.get_mut(&index).and_then(VecDeque::pop_front) {
+                Some(page) => self.send(page),
+                None => drop(self.waiting.remove(&index)),
+            }
+        }
+    }
+
     /// Takes the questions out that an update of `range` for `access` answers.
     fn answered(&mut self, range: IovaRange, access: Access) {
         self.answers = true;
@@ -124,17 +230,58 @@ impl Asking {
         let pages = (*pages.start(), Access::default())..=(*pages.end(), Access::BOTH);
         let asked = self.pending.range(pages);
         let answered = asked
-            .filter(|&(&(_, need), &(iova, _))| range.contains(iova) && access.covers(need))
-            .map(|(&page, _)| page);
-        for page in answered.collect::<Vec<_>>() {
+            .filter(|&(&(_, need), question)| range.contains(question.iova) && access.covers(need))
+            .map(|(&page, question)| (page, question.sent));
+        for (page, sent) in answered.collect::<Vec<_>>() {
             self.pending.remove(&page);
+            if let Some((number, _)) = sent {
+                self.under_way.remove(&number);
+                self.pass_over(number);
+            }
+        }
+    }
+
+    /// Forgets the questions before this one, which has its answer. Frontends keep the order, and say
+    /// nothing when there was nothing at an address; there may be something by now.
+    fn pass_over(&mut self, number: u64) {
+        let later = self.under_way.split_off(&number);
+        for page in std::mem::replace(&mut self.under_way, later).into_values() {
+            self.pending.remove(&page);
+            self.passed_over = true;
         }
     }
 
     /// Forgets all questions; those that still matter will come again.
     fn forget(&mut self) {
         self.pending.clear();
+        self.waiting.clear();
+        self.under_way.clear();
         self.withdraw();
+    }
+
+    /// The driver flushed all that was told. Forgets what waits to be asked; what still matters will come
+    /// again.
+    fn flushed(&mut self) {
+        self.since_flush = 0;
+        self.waiting.clear();
+        self.pending.retain(|_, question| question.sent.is_some());
+    }
+
+    /// Forgets what got no answer for too long; whether there was any.
+    fn forget_old(&mut self) -> bool {
+        let mut any = false;
+        while let Some(oldest) = self.under_way.first_entry() {
+            let sent = self
+                .pending
+                .get(oldest.get())
+                .and_then(|question| question.sent);
+            if sent.is_some_and(|(_, at)| at.elapsed() < PATIENCE) {
+                break;
+            }
+            self.pending.remove(&oldest.remove());
+            any = true;
+        }
+        any
     }
 
     /// Sends no more of the messages that are on their way.
@@ -143,6 +290,10 @@ impl Asking {
         let begun = self.unsent.len() % wire::request_len(IotlbMessage::LEN);
         self.unsent.truncate(begun);
     }
+}
+
+fn page_of(miss: Miss) -> Page {
+    (miss.iova.0 >> PAGE_BITS, miss.need)
 }
 
 impl Device {
@@ -181,6 +332,9 @@ impl Device {
             self.forget_cached(range);
         }
         self.asking.answered(range, access);
+        if std::mem::take(&mut self.asking.passed_over) {
+            self.iotlb.ask_again();
+        }
         self.go_on();
         Ok(())
     }
@@ -196,7 +350,8 @@ impl Device {
         self.forget_cached(range);
         if range.size() >= LARGE {
             // Drivers that unmap in batches do this again and again. What they still offer will be
-            // missed, so it is asked for before a packet needs it.
+            // missed, so it is asked for before a packet needs it; once what the rings need is there.
+            self.asking.flushed();
             let fills = |index: &u16| index.is_multiple_of(2);
             let running = self.indices(|vring| vring.running);
             for index in running.into_iter().filter(fills) {
@@ -217,6 +372,10 @@ impl Device {
             };
             if vring.lies_in.iter().any(|area| area.overlaps(range)) {
                 self.pause(index);
+                if let Some(vring) = self.at(index).filter(|_| range.size() >= LARGE) {
+                    let near = vring.taken.saturating_mul(2).max(LEAST_AHEAD);
+                    vring.near = Some(near);
+                }
                 continue;
             }
             let mut forget = |virtqueue: &mut Virtqueue| {
@@ -252,9 +411,19 @@ impl Device {
         self.asking.forget();
     }
 
-    /// Asks the frontend for what a vring needs to start.
-    pub(super) fn ask(&mut self, miss: Miss) {
-        self.asking.ask(miss);
+    /// Asks the frontend for all that vring `index` needs to start, of which `miss` is the first.
+    pub(super) fn ask_at_once(&mut self, index: u16, miss: Miss, translated: Option<&Translated>) {
+        let vring = self.vrings.get(usize::from(index)).zip(translated);
+        let unknown = vring.map(|(vring, known)| vring.setup.unknown(self.features, known));
+        match unknown.filter(|unknown| !unknown.is_empty()) {
+            Some(unknown) => {
+                for miss in unknown {
+                    self.asking.ask_at_once(miss);
+                }
+            }
+            // Within a page, or outside the areas.
+            None => self.asking.ask_at_once(miss),
+        }
     }
 
     /// A new channel: whatever was asked on the one before was not heard.
@@ -266,10 +435,7 @@ impl Device {
 
     /// Has what got no answer for too long asked again, by whoever still needs it.
     pub(super) fn ask_again(&mut self) {
-        let pending = &mut self.asking.pending;
-        let before = pending.len();
-        pending.retain(|_, (_, asked)| asked.elapsed() < PATIENCE);
-        if pending.len() != before {
+        if self.asking.forget_old() {
             // A frontend that does not listen must not have more and more to read.
             self.asking.withdraw();
             self.iotlb.ask_again();
@@ -297,13 +463,14 @@ impl Device {
     /// Takes up the questions of all vrings; whether there were any.
     fn collect(&mut self) -> bool {
         let mut any = false;
-        for vring in &mut self.vrings {
-            for miss in vring.questions.iter().flat_map(|list| list.take()) {
+        for (index, vring) in (0..).zip(&mut self.vrings) {
+            let questions = vring.questions.iter().filter(|_| vring.running);
+            for miss in questions.flat_map(|list| list.take()) {
                 any = true;
                 vring.missed = true;
                 // It may have come meanwhile.
                 if !self.iotlb.knows(miss.iova, miss.need) {
-                    self.asking.ask(miss);
+                    self.asking.ask(index, miss);
                 }
             }
         }
@@ -325,6 +492,7 @@ impl Device {
     }
 
     fn send_questions(&mut self) {
+        self.asking.send_waiting();
         let Some(channel) = &self.channel else {
             let nobody = !std::mem::take(&mut self.asking.unsent).is_empty();
             if nobody && !std::mem::replace(&mut self.asking.complained, true) {

@@ -81,6 +81,12 @@ struct Vring {
     held: bool,
     /// Nobody has looked yet at what the driver put there for us to fill.
     unseen: bool,
+    /// Where it was when it started.
+    begun: u16,
+    /// How many slots were taken until it was stopped.
+    taken: u16,
+    /// A flush has stopped it: how many slots to look ahead when it starts again.
+    near: Option<u16>,
     /// The setup does not make a virtqueue, and was not changed since.
     rejected: bool,
 }
@@ -166,6 +172,9 @@ impl Device {
                 missed: false,
                 held: false,
                 unseen: false,
+                begun: 0,
+                taken: 0,
+                near: None,
                 rejected: false,
             });
         }
@@ -196,6 +205,7 @@ impl Device {
         vring.running = false;
         if let Some(virtqueue) = vring.spare.take().or_else(|| events.take(index)) {
             vring.held = virtqueue.is_held();
+            vring.taken = virtqueue.slots_since(vring.begun);
             vring.setup.set_base(virtqueue.stop());
         }
     }
@@ -217,7 +227,7 @@ impl Device {
             .activate(memory.as_ref(), features, translated.as_ref());
         let activated =
             activated.and_then(|virtqueue| self.logged(index, virtqueue, translated.as_ref()));
-        let virtqueue = match activated {
+        let mut virtqueue = match activated {
             Ok(virtqueue) => virtqueue,
             Err(error) => {
                 if let Some(vring) = self.at(index) {
@@ -226,7 +236,7 @@ impl Device {
                 match error {
                     SetupError::Miss(miss) => {
                         say!(Debug, self.iface(), "vring {index}: {error}");
-                        self.ask(miss);
+                        self.ask_at_once(index, miss, translated.as_ref());
                     }
                     // Messages that make it whole may be under way.
                     SetupError::NoSize | SetupError::NoAddresses => {
@@ -246,6 +256,13 @@ impl Device {
                 self.iface(),
                 "vring {index}: goes on at {found}, where its used ring ends, not at the base"
             );
+        }
+        if let Some(vring) = self.at(index) {
+            vring.begun = virtqueue.position();
+            let near = vring.near.take().zip(virtqueue.lookaside.as_mut());
+            if let Some((near, lookaside)) = near {
+                lookaside.look_near(near);
+            }
         }
         let place = &self.place;
         let spare = place.events.give(index, virtqueue);

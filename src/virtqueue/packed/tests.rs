@@ -46,6 +46,25 @@ fn a_position_wraps_at_any_size() {
 }
 
 #[test]
+fn the_way_from_an_earlier_position_is_no_longer_than_the_ring() {
+    for start in [WRAP | 3, 3] {
+        let mut driver = FakeDriver::packed(5).starting_at(start);
+        let ring = packed(&mut driver);
+        let mut position = ring.position();
+        for slots in 0..5 {
+            assert_eq!(ring.slots_since(position), slots);
+            position = match position & 0x7fff {
+                0 => (position ^ WRAP) & WRAP | 4,
+                _ => position - 1,
+            };
+        }
+        // A whole turn, and more than that.
+        assert_eq!(ring.slots_since(start ^ WRAP), 5);
+        assert_eq!(ring.slots_since(start + 1), 5);
+    }
+}
+
+#[test]
 fn the_first_used_descriptor_becomes_visible_last() {
     let mut driver = FakeDriver::packed(4).starting_at(WRAP | 2);
     let ring = packed(&mut driver);

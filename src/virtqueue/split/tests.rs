@@ -25,6 +25,22 @@ fn map(driver: &FakeDriver, change: impl FnOnce(&mut super::RingConfig)) -> Resu
 }
 
 #[test]
+fn the_way_from_an_earlier_index_is_no_longer_than_the_ring() {
+    let mut driver = FakeDriver::split(8).starting_at(3);
+    let ring = split(&mut driver);
+    for (before, slots) in [
+        (3, 0),
+        (1, 2),
+        (0xfffe, 5),
+        (0xfffb, 8),
+        (0xfff0, 8),
+        (4, 8),
+    ] {
+        assert_eq!(ring.slots_since(before), slots);
+    }
+}
+
+#[test]
 fn an_event_index_inside_the_step_is_passed() {
     assert!(event_passed(5, 6, 5));
     assert!(event_passed(5, 9, 3));
