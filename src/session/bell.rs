@@ -64,4 +64,25 @@ impl Bell {
         }
         Ok(other)
     }
+
+    /// Waits for a ring, or until one of `others` can be read or is at its end; which of them can.
+    pub(super) fn wait_for_any(
+        &self,
+        others: &[Option<BorrowedFd<'_>>],
+        timeout: Option<Duration>,
+    ) -> io::Result<Vec<bool>> {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut fds = vec![PollFd::new(&self.0, PollFlags::IN)];
+        let wanted = others.iter().flatten();
+        fds.extend(wanted.map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+        retry(|| poll(&mut fds, timeout.as_ref()))?;
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        if ready.next() == Some(true) {
+            self.silence();
+        }
+        let ready = others
+            .iter()
+            .map(|other| other.is_some() && ready.next() == Some(true));
+        Ok(ready.collect())
+    }
 }

@@ -1,11 +1,12 @@
 //! The socket of a port, and the threads that serve it.
 //!
-//! One thread per port listens, or connects and reconnects; each connection has a thread of its
-//! own. [`Endpoint::stop`] ends them all.
+//! One thread waits at the sockets of all ports that listen ([`hall`](super::hall)), a port that
+//! connects and reconnects has a thread for that, and each connection has one of its own.
+//! [`Endpoint::stop`] ends them all.
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ use rustix::net::sockopt::socket_peercred;
 use super::bell::Bell;
 use super::connection::Connection;
 use super::device::Place;
+use super::hall::{Door, Seat};
 use super::say;
 use super::socket::{self, Claim, Listening};
 use super::spawn::{Join, Spawn};
@@ -24,10 +26,12 @@ use super::turn::{Turn, Vid};
 use super::voice::Voice;
 use super::{SessionConfig, SessionEvents};
 
-/// The most connections that one port serves at a time; others wait to be accepted. Only one of them
-/// has the rings, and each costs a thread and some of the process's descriptors, which other ports
-/// need, too.
+/// The most connections that one port has at a time. Only one of them has the rings, and each costs a
+/// thread and some of the process's descriptors, which other ports need, too.
 const MOST_CONNECTIONS: usize = 16;
+
+/// Until a connection is accepted again, after one could not be.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a port has no socket.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +101,7 @@ impl EndpointError {
 struct Peer {
     /// Unlike the vid, never given again.
     serial: u64,
+    vid: i32,
     socket: Arc<UnixStream>,
     /// Known once the thread runs.
     thread: Option<ThreadId>,
@@ -111,8 +116,8 @@ struct Shared {
     events: Arc<dyn SessionEvents>,
     spawn: Arc<dyn Spawn>,
     turn: Arc<Turn>,
-    /// Wakes the port's thread: the end, or that of a connection.
-    bell: Bell,
+    /// Wakes whoever waits for connections: the end, or that of a connection.
+    bell: Arc<Bell>,
     ending: Arc<AtomicBool>,
     peers: Mutex<Vec<Peer>>,
     serials: AtomicU64,
@@ -130,7 +135,32 @@ pub struct Frontend {
 /// The socket of a port and all its connections.
 pub struct Endpoint {
     shared: Arc<Shared>,
-    thread: Mutex<Option<Box<dyn Join>>>,
+    waiting: Mutex<Option<Waiting>>,
+}
+
+/// How connections come about; nobody waits for them any more when this has ended.
+enum Waiting {
+    /// They are let in by the hall.
+    Listening(Seat),
+    /// This thread makes them.
+    Connecting(Box<dyn Join>),
+}
+
+/// The socket of a port that listens.
+struct Entrance {
+    shared: Arc<Shared>,
+    listening: Listening,
+    manner: Mutex<Manner>,
+}
+
+#[derive(Debug, Default)]
+struct Manner {
+    /// Out of descriptors or threads, say: there is no use in hurrying.
+    paused_until: Option<Instant>,
+    /// That none could be accepted was logged.
+    failing: bool,
+    /// A connection was ended for another one to have its place.
+    making_room: bool,
 }
 
 /// Notes the end of a connection's thread, however it comes about.
@@ -187,6 +217,7 @@ impl Shared {
         let serial = self.serials.fetch_add(1, Ordering::Relaxed);
         peers.push(Peer {
             serial,
+            vid: number,
             socket,
             thread: None,
             join: None,
@@ -235,56 +266,28 @@ impl Shared {
         left
     }
 
-    /// Whether the port serves as many connections as it ever does.
+    /// Ends the oldest connection that is not served, so that a new one has a place.
+    fn make_room(&self) {
+        let holder = self.turn.holder();
+        let peers = self.peers();
+        let mut idle = peers
+            .iter()
+            .filter(|peer| !peer.over && Some(peer.vid) != holder);
+        if let Some(oldest) = idle.next() {
+            let (vid, most) = (oldest.vid, MOST_CONNECTIONS);
+            say!(
+                Warn,
+                self.iface(),
+                "connection {vid} ends: {most} are too many, and it is not served"
+            );
+            // Its thread does the rest; it fails when the other side has gone.
+            let _ = oldest.socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Whether the port has as many connections as it ever does.
     fn is_full(&self) -> bool {
         self.peers().iter().filter(|peer| !peer.over).count() >= MOST_CONNECTIONS
-    }
-
-    /// The thread of a port that listens.
-    fn listen(self: &Arc<Self>, listening: &Listening) {
-        let mut pause = None;
-        let mut was_full = false;
-        while !self.ending() {
-            let full = self.is_full();
-            if full && !was_full {
-                let most = MOST_CONNECTIONS;
-                say!(Warn, self.iface(), "{most} connections; further ones wait");
-            }
-            was_full = full;
-            // The end of a connection rings.
-            let wanted = pause.is_none() && !full;
-            let listener = wanted.then(|| listening.listener().as_fd());
-            if let Err(error) = self.bell.wait(listener, pause) {
-                say!(Error, self.iface(), "poll: {error}");
-                return;
-            }
-            self.reap();
-            match self.accept(listening) {
-                Ok(()) => pause = None,
-                Err(error) => {
-                    // Out of descriptors or threads, say: there is no use in hurrying.
-                    if pause.is_none() {
-                        say!(Error, self.iface(), "no connection accepted: {error}");
-                    }
-                    pause = Some(Duration::from_millis(100));
-                }
-            }
-        }
-    }
-
-    /// Accepts all that wait and have a place.
-    fn accept(self: &Arc<Self>, listening: &Listening) -> io::Result<()> {
-        while !self.ending() && !self.is_full() {
-            match listening.listener().accept() {
-                Ok((socket, _)) => self.adopt(socket)?,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                // The other side did not wait.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => (),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 
     /// The thread of a port that connects.
@@ -317,6 +320,77 @@ impl Shared {
             if !self.ending() && !backoff.delay.is_zero() {
                 // Woken early only to end.
                 let _ = self.bell.wait(None, Some(backoff.delay));
+            }
+        }
+    }
+}
+
+impl Entrance {
+    fn manner(&self) -> MutexGuard<'_, Manner> {
+        self.manner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Accepts those that wait and have a place.
+    fn accept(&self) -> io::Result<()> {
+        // Each port has its turn, whatever goes on at one of them.
+        for _ in 0..MOST_CONNECTIONS {
+            if self.shared.ending() || self.shared.is_full() {
+                break;
+            }
+            match self.listening.listener().accept() {
+                Ok((socket, _)) => self.shared.adopt(socket)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                // The other side did not wait.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => (),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Door for Entrance {
+    fn waits_for(&self) -> Option<BorrowedFd<'_>> {
+        let full = self.shared.is_full();
+        let mut manner = self.manner();
+        manner.making_room &= full;
+        // The end of a connection rings.
+        let wanted = !manner.making_room && manner.paused_until.is_none() && !self.shared.ending();
+        wanted.then(|| self.listening.listener().as_fd())
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        let until = self.manner().paused_until?;
+        Some(until.saturating_duration_since(Instant::now()))
+    }
+
+    fn serve(&self, at_the_door: bool) {
+        self.shared.reap();
+        let now = Instant::now();
+        let mut manner = self.manner();
+        if manner.paused_until.is_some_and(|until| until <= now) {
+            manner.paused_until = None;
+        }
+        if !at_the_door {
+            return;
+        }
+        if self.shared.is_full() {
+            manner.making_room = true;
+            self.shared.make_room();
+            return;
+        }
+        match self.accept() {
+            Ok(()) => manner.failing = false,
+            Err(error) => {
+                if !std::mem::replace(&mut manner.failing, true) {
+                    say!(
+                        Error,
+                        self.shared.iface(),
+                        "no connection accepted: {error}"
+                    );
+                }
+                manner.paused_until = Some(now + PAUSE);
             }
         }
     }
@@ -368,36 +442,46 @@ impl Endpoint {
             source,
         };
         let claim = Claim::new(&path)?;
-        let client = config.client;
-        let voice = Arc::new(Voice::new(&path));
-        let shared = Arc::new(Shared {
-            voice: Arc::clone(&voice),
-            config: Arc::new(config),
-            events,
-            spawn: Arc::clone(&spawn),
-            turn: Arc::default(),
-            bell: Bell::new().map_err(no_thread)?,
-            ending: Arc::default(),
-            peers: Mutex::default(),
-            serials: AtomicU64::new(0),
-        });
-        let serving = Arc::clone(&shared);
-        let work: Box<dyn FnOnce() + Send> = if client {
+        let (client, voice) = (config.client, Arc::new(Voice::new(&path)));
+        let make = |bell: &Arc<Bell>| {
+            Arc::new(Shared {
+                voice: Arc::clone(&voice),
+                config: Arc::new(config),
+                events,
+                spawn: Arc::clone(&spawn),
+                turn: Arc::default(),
+                bell: Arc::clone(bell),
+                ending: Arc::default(),
+                peers: Mutex::default(),
+                serials: AtomicU64::new(0),
+            })
+        };
+        let (shared, waiting) = if client {
+            let shared = make(&Arc::new(Bell::new().map_err(no_thread)?));
+            let serving = Arc::clone(&shared);
             let first = socket::connect(&path).ok();
-            Box::new(move || {
+            let work = move || {
                 let _claim = claim;
                 serving.connect(first);
-            })
+            };
+            let thread = spawn.spawn("vhost-connect", Box::new(work));
+            (shared, Waiting::Connecting(thread.map_err(no_thread)?))
         } else {
             let listening = Listening::new(&path, claim)?;
-            Box::new(move || serving.listen(&listening))
+            let mut seat = Seat::take(&*spawn).map_err(no_thread)?;
+            let shared = make(seat.bell());
+            seat.open(Arc::new(Entrance {
+                shared: Arc::clone(&shared),
+                listening,
+                manner: Mutex::default(),
+            }));
+            (shared, Waiting::Listening(seat))
         };
-        let thread = spawn.spawn("vhost-port", work).map_err(no_thread)?;
         let mode = if client { "client" } else { "server" };
         say!(Info, voice, "socket is up, {mode} mode");
         Ok(Self {
             shared,
-            thread: Mutex::new(Some(thread)),
+            waiting: Mutex::new(Some(waiting)),
         })
     }
 
@@ -428,10 +512,13 @@ impl Endpoint {
             let _ = peer.socket.shutdown(std::net::Shutdown::Both);
         }
         self.shared.bell.ring();
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            thread.join();
+        let waiting = self.waiting.lock();
+        let waiting = waiting.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waiting) = waiting {
+            match waiting {
+                Waiting::Listening(seat) => drop(seat),
+                Waiting::Connecting(thread) => thread.join(),
+            }
             say!(Info, self.shared.iface(), "socket is closed");
         }
         let peers = {

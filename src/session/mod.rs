@@ -11,6 +11,7 @@ mod device;
 mod endpoint;
 mod error;
 pub mod features;
+mod hall;
 mod handler;
 mod messages;
 mod postcopy;

@@ -68,6 +68,11 @@ impl Turn {
         false
     }
 
+    /// The connection that is served, if any.
+    pub(super) fn holder(&self) -> Option<i32> {
+        self.state().holder
+    }
+
     /// Connection `who` neither has nor wants the turn any more.
     pub(super) fn leave(&self, who: i32) {
         let mut state = self.state();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::port::{DEADLINE, Event, Port};
+use crate::port::{Event, Port};
 use crate::raw::*;
 use crate::{Place, start, until};
 use rte_net_vhost::session::Endpoint;
@@ -248,31 +248,78 @@ fn a_peer_that_leaves_at_any_byte_leaves_nothing_behind() {
     place.no_file_left();
 }
 
+/// How many threads of this process have this name.
+fn threads(name: &str) -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|found| found.trim_end() == name).count()
+}
+
 #[test]
-fn the_17th_frontend_waits_for_a_place() {
+fn one_thread_lets_in_the_frontends_of_all_ports() {
     let place = Place::new();
-    let (endpoint, _) = place.serve();
-    let mut served: Vec<Raw> = (0..16).map(|_| Raw::connect(&place.path())).collect();
-    for raw in &served {
+    let path = |nth| place.directory.join(format!("socket{nth}"));
+    let serve = |nth: usize| {
+        let mut config = place.config();
+        config.iface = path(nth).to_str().unwrap().to_owned();
+        start(config, &Arc::default()).unwrap()
+    };
+    for _ in 0..3 {
+        let mut endpoints: Vec<Endpoint> = (0..6).map(serve).collect();
+        let served: Vec<Raw> = (0..6).map(|nth| Raw::connect(&path(nth))).collect();
+        for raw in &served {
+            assert_eq!(raw.get(GET_FEATURES), offered());
+        }
+        assert_eq!(threads("vhost-listen"), 1);
+        // In any order; the others go on.
+        for nth in [3, 0, 1] {
+            drop(endpoints.remove(nth));
+        }
+        for gone in [3, 0, 2] {
+            assert!(!path(gone).exists());
+            served[gone].closed();
+        }
+        for there in [1, 4, 5] {
+            assert_eq!(served[there].get(GET_FEATURES), offered());
+            assert_eq!(Raw::connect(&path(there)).get(GET_FEATURES), offered());
+        }
+        endpoints.push(serve(0));
+        assert_eq!(Raw::connect(&path(0)).get(GET_FEATURES), offered());
+        drop(endpoints);
+        until(|| threads("vhost-listen") == 0);
+    }
+    place.no_file_left();
+}
+
+#[test]
+fn the_17th_frontend_takes_the_place_of_the_oldest_that_is_not_served() {
+    let place = Place::new();
+    let (endpoint, port) = place.serve();
+    let idle = Raw::connect(&place.path());
+    assert_eq!(idle.get(GET_FEATURES), offered());
+    let served = Frontend::connect(&place.path(), 2);
+    served.negotiate(VHOST_USER_F_PROTOCOL_FEATURES, 0);
+    served.start(0..2);
+    port.wait_for(3);
+    let others: Vec<Raw> = (0..14).map(|_| Raw::connect(&place.path())).collect();
+    for raw in &others {
         assert_eq!(raw.get(GET_FEATURES), offered());
     }
     let open = crate::open_files();
-    let waiting = Raw::connect(&place.path());
-    waiting.tell(GET_FEATURES, &[], &[]);
-    let soon = Some(Duration::from_millis(100));
-    waiting.socket.set_read_timeout(soon).unwrap();
-    let nothing = (&waiting.socket).read(&mut [0]).unwrap_err();
-    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
-    // Its own end is all that is open.
-    assert_eq!(crate::open_files(), open + 1);
 
-    served.pop();
+    let seventeenth = Raw::connect(&place.path());
+    assert_eq!(seventeenth.get(GET_FEATURES), offered());
+    idle.closed();
+    let eighteenth = Raw::connect(&place.path());
+    assert_eq!(eighteenth.get(GET_FEATURES), offered());
+    others[0].closed();
 
-    waiting.socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    assert_eq!(waiting.answer_u64(GET_FEATURES), offered());
+    // Two more ends of ours, and none of the backend's.
+    until(|| crate::open_files() == open + 2);
+    served.raw.sync();
+    assert_eq!(port.events().len(), 3);
     drop(endpoint);
-    waiting.closed();
-    drop((served, waiting));
+    drop((idle, served, others, seventeenth, eighteenth));
     place.no_file_left();
 }
 
