@@ -33,50 +33,16 @@ shift
 top=$PWD/target/dpdk-lines
 triplet=x86_64-linux-gnu
 
-mirror() {
-    if [ -n "${DPDK_LINES_MIRROR:-}" ]; then
-        echo "$DPDK_LINES_MIRROR"
-        return
-    fi
-    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-        sed -n '\,/debian/*$,{p;q;}'
-}
-
-# An apt that sees only $suite and an empty machine, with its files in $world.
-apt_world() {
-    mkdir -p "$world/lists/partial" "$world/archives/partial"
-    : >"$world/status"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $from $suite main" \
-        >"$world/sources.list"
-    cat >"$world/apt.conf" <<EOF
-Dir::State "$world";
-Dir::State::status "$world/status";
-Dir::State::lists "$world/lists";
-Dir::Cache "$world";
-Dir::Cache::archives "$world/archives";
-Dir::Etc::sourcelist "$world/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-APT::Install-Recommends "false";
-APT::Sandbox::User "";
-Acquire::Languages "none";
-Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
-Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled "false";
-Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled "false";
-Acquire::IndexTargets::deb::DEP-11-icons-hidpi::DefaultEnabled "false";
-Debug::NoLocking "true";
-EOF
-    export APT_CONFIG="$world/apt.conf"
-}
+. .ci/apt-world.sh
 
 # Fails when there is no network, or the mirror has no such suite.
 fetch() {
-    from=$(mirror)
+    from=${DPDK_LINES_MIRROR:-$(debian_mirror)}
     if [ -z "$from" ]; then
         echo "no Debian mirror in this machine's apt sources; set DPDK_LINES_MIRROR" >&2
         return 1
     fi
-    apt_world
+    apt_world "$world" "$from" "$suite"
     apt-get -qq update || return 1
     # dpdk-dev depends on every DPDK library its programs use; libdpdk-dev on the rest.
     libraries=$(apt-cache depends --no-recommends --no-suggests dpdk-dev libdpdk-dev |

@@ -15,40 +15,13 @@ world=$root.apt
 suite=forky
 triplet=x86_64-linux-gnu
 
-mirror() {
-    if [ -n "${NEWER_QEMU_MIRROR:-}" ]; then
-        echo "$NEWER_QEMU_MIRROR"
-        return
-    fi
-    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-        sed -n '\,/debian/*$,{p;q;}'
-}
+. .ci/apt-world.sh
 
 fetch() {
-    from=$(mirror)
+    from=${NEWER_QEMU_MIRROR:-$(debian_mirror)}
     [ -n "$from" ] || return 1
     rm -rf "$world"
-    mkdir -p "$world/lists/partial" "$world/archives/partial"
-    : >"$world/status"
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $from $suite main" \
-        >"$world/sources.list"
-    # A mirror that is a few weeks behind will do: what it has is signed.
-    cat >"$world/apt.conf" <<EOF
-Dir::State "$world";
-Dir::State::status "$world/status";
-Dir::State::lists "$world/lists";
-Dir::Cache "$world";
-Dir::Cache::archives "$world/archives";
-Dir::Etc::sourcelist "$world/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-Dir::Etc::preferencesparts "/dev/null";
-APT::Install-Recommends "false";
-APT::Sandbox::User "";
-Acquire::Check-Valid-Until "false";
-Acquire::Languages "none";
-Debug::NoLocking "true";
-EOF
-    export APT_CONFIG="$world/apt.conf"
+    apt_world "$world" "$from" "$suite"
     apt-get -qq update && apt-get -qq -y --download-only install qemu-system-x86
 }
 

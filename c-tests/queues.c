@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <rte_lcore.h>
@@ -331,17 +332,58 @@ monitored_address_changes_with_each_frame(void)
 	each_layout(monitor);
 }
 
+/* Lines of /proc/self/maps that are files, as the guest's memory is. */
+static unsigned int
+mapped_files(void)
+{
+	FILE *maps = fopen("/proc/self/maps", "r");
+	unsigned long inode;
+	unsigned int count = 0;
+	char line[512];
+
+	while (maps != NULL && fgets(line, sizeof(line), maps) != NULL)
+		if (sscanf(line, "%*s %*s %*s %*s %lu", &inode) == 1 && inode != 0)
+			count++;
+	if (maps != NULL)
+		fclose(maps);
+	return count;
+}
+
+static void
+hang_up(void)
+{
+	pair_close_frontend(&pair);
+	REQUIRE(wait_for_link(pair.backend, false), "the link stays up");
+}
+
 static void
 monitor_dies_with_the_ring(void)
 {
-	struct rte_power_monitor_cond condition;
+	struct rte_power_monitor_cond condition, none;
+	unsigned int files;
 
-	REQUIRE(open_layout(false), "no pair");
+	REQUIRE(pair_open_backend(&pair, &(struct pair_options){.queues = QUEUES}), "no backend");
+	files = mapped_files();
+
+	REQUIRE(pair_open_frontend(&pair), "no frontend");
 	CHECK(rte_eth_get_monitor_addr(pair.backend, 0, &condition) == 0, "no address");
-	pair_close_frontend(&pair);
-	REQUIRE(wait_for_link(pair.backend, false), "the link stays up");
-	CHECK(rte_eth_get_monitor_addr(pair.backend, 0, &condition) != 0,
+	hang_up();
+	/* Whoever was given the address may look at it yet. */
+	if (!plugin_is_stock())
+		CHECK(*(volatile uint16_t *)condition.addr != 0xabcd, "a sleeper would crash");
+	CHECK(rte_eth_get_monitor_addr(pair.backend, 0, &none) != 0,
 	      "an address of memory that is gone");
+	WAIT_FOR(mapped_files() == files, 2000);
+	CHECK(mapped_files() == files, "the guest's memory stays mapped");
+
+	REQUIRE(pair_open_frontend(&pair), "no frontend");
+	CHECK(rte_eth_get_monitor_addr(pair.backend, 0, &condition) == 0, "no address");
+	hang_up();
+	if (!plugin_is_stock())
+		CHECK(mapped_files() > files, "a sleeper would crash");
+	CHECK(rte_eth_dev_stop(pair.backend) == 0, "stop");
+	WAIT_FOR(mapped_files() == files, 2000);
+	CHECK(mapped_files() == files, "a stopped port keeps the guest's memory");
 	pair_close(&pair);
 }
 

@@ -3,6 +3,7 @@
 #include "lib/check.h"
 #include "lib/eal.h"
 #include "lib/frame.h"
+#include "lib/guest.h"
 #include "lib/pair.h"
 
 #include <inttypes.h>
@@ -328,6 +329,42 @@ totals_of_eight_queues(void)
 	pair_close(&pair);
 }
 
+/* ethdev has places for 16 queues; the totals know no such limit. */
+static void
+totals_beyond_sixteen_queues(void)
+{
+	const uint16_t queue = 19;
+	struct ring *to_guest, *to_host;
+	struct rte_eth_stats stats;
+	struct rte_mbuf *mbuf;
+	struct guest guest;
+
+	if (beyond_stock())
+		return;
+	REQUIRE(guest_open(&guest, &(struct guest_options){.queues = queue + 1}), "no guest");
+	to_guest = &guest.frontend.rings[2 * queue];
+	to_host = &guest.frontend.rings[2 * queue + 1];
+
+	guest_put_frame(&guest, DATA_GPA, 100, 1);
+	ring_describe(to_host, 0, DATA_GPA, HEADER + 100, 0, 0);
+	ring_offer(to_host, 0);
+	mbuf = receive_one(guest.port, queue, 2000);
+	CHECK(mbuf != NULL, "nothing received");
+	rte_pktmbuf_free(mbuf);
+
+	ring_describe(to_guest, 0, DATA_GPA, HEADER + 200, DESC_WRITE, 0);
+	ring_offer(to_guest, 0);
+	mbuf = frame_mbuf(guest.pool, 200, 2, 0);
+	WAIT_FOR(rte_eth_tx_burst(guest.port, queue, &mbuf, 1) == 1, 2000);
+
+	CHECK(rte_eth_stats_get(guest.port, &stats) == 0, "no stats");
+	CHECK(stats.ipackets == 1 && stats.ibytes == 100, "received %" PRIu64 " packets, %" PRIu64
+	      " bytes", stats.ipackets, stats.ibytes);
+	CHECK(stats.opackets == 1 && stats.obytes == 200, "sent %" PRIu64 " packets, %" PRIu64
+	      " bytes", stats.opackets, stats.obytes);
+	guest_close(&guest);
+}
+
 static void
 queue_count(void)
 {
@@ -366,6 +403,8 @@ main(void)
 	run_case("basic and extended statistics are reset apart", resets_are_apart, 10);
 	run_case("counters survive stop and reconnect", counters_survive, 10);
 	run_case("totals sum all queues", totals_of_eight_queues, 10);
+	run_case("totals sum more queues than ethdev has places for", totals_beyond_sixteen_queues,
+		 10);
 	run_case("rx_queue_count tells what waits", queue_count, 10);
 	return eal_end();
 }

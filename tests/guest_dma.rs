@@ -1,4 +1,4 @@
-//! A real guest whose packets are written by copy engines, every one of them.
+//! A real guest whose packets are copied by engines, every one of them, to it and from it.
 #![cfg(feature = "dpdk")]
 
 mod common;
@@ -6,6 +6,8 @@ mod common;
 use common::{
     Backend, Driver, Image, Lab, Machine, Outcome, Testpmd, answering, connected, ours_only,
 };
+
+const DIRECTIONS: [&str; 2] = ["tx", "rx"];
 
 fn counter(testpmd: &mut Testpmd, name: &str) -> Outcome<u64> {
     let xstats = testpmd.xstats(0)?;
@@ -42,12 +44,19 @@ fn copies_for_a_guest(test: &str, engine: &'static str, nic: &'static str) -> Ou
     for size in [8, 64, 1472] {
         guest.ping(50, size)?;
     }
-    assert!(counter(&mut back, "tx_q0_dma_copies")? >= 150);
+    for direction in DIRECTIONS {
+        let name = format!("{direction}_q0_dma_copies");
+        let copies = counter(&mut back, &name)?;
+        assert!(copies >= 150, "{name}: {copies}");
+    }
     guest.run("{ ping -q -i 0.002 -s 1400 10.0.0.1 >/dev/null & }")?;
     for _ in 0..3 {
         guest.qmp_with("set_link", r#"{"name": "net0", "up": false}"#)?;
         back.wait_for_link(0, false)?;
-        assert_eq!(counter(&mut back, "tx_q0_dma_inflight")?, 0);
+        for direction in DIRECTIONS {
+            let name = format!("{direction}_q0_dma_inflight");
+            assert_eq!(counter(&mut back, &name)?, 0, "{name}");
+        }
         guest.qmp_with("set_link", r#"{"name": "net0", "up": true}"#)?;
         back.wait_for_link(0, true)?;
         guest.reach_the_backend()?;
@@ -59,10 +68,14 @@ fn copies_for_a_guest(test: &str, engine: &'static str, nic: &'static str) -> Ou
         guest.reach_the_backend()?;
     }
     guest.ping(50, 1472)?;
-    assert!(counter(&mut back, "tx_q0_dma_copies")? >= 50);
-    for bad in ["errors", "engine_dead", "drain_timeouts"] {
-        let name = format!("tx_q0_dma_{bad}");
-        assert_eq!(counter(&mut back, &name)?, 0, "{name}");
+    for direction in DIRECTIONS {
+        let name = format!("{direction}_q0_dma_copies");
+        let copies = counter(&mut back, &name)?;
+        assert!(copies >= 50, "{name}: {copies}");
+        for bad in ["errors", "engine_dead", "drain_timeouts"] {
+            let name = format!("{direction}_q0_dma_{bad}");
+            assert_eq!(counter(&mut back, &name)?, 0, "{name}");
+        }
     }
     guest.quit()?;
     back.wait_for_link(0, false)?;
@@ -71,13 +84,13 @@ fn copies_for_a_guest(test: &str, engine: &'static str, nic: &'static str) -> Ou
 }
 
 #[test]
-fn a_guest_gets_all_its_packets_from_dma_skeleton() -> Outcome {
-    let engine = ",dmas=[txq0@dma_skeleton],dmathr=0";
+fn a_guest_gets_and_sends_all_its_packets_by_dma_skeleton() -> Outcome {
+    let engine = ",dmas=[txq0@dma_skeleton;rxq0@dma_skeleton],dmathr=0";
     copies_for_a_guest("guest-dma-skeleton", engine, "")
 }
 
 #[test]
-fn a_guest_with_a_packed_ring_gets_all_its_packets_from_two_engines() -> Outcome {
-    let engine = ",dmas=[txq0@sw+dma_skeleton],dmathr=0";
+fn a_guest_with_a_packed_ring_gets_and_sends_all_its_packets_by_two_engines() -> Outcome {
+    let engine = ",dmas=[txq0@sw+dma_skeleton;rxq0@sw+dma_skeleton],dmathr=0";
     copies_for_a_guest("guest-dma-packed", engine, ",packed=on")
 }

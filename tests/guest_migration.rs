@@ -10,7 +10,9 @@ use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::thread;
 
-use common::migration::{Datagrams, Echo, HOST, MAC, bridge, nic, wait_for_status};
+use common::migration::{
+    Datagrams, Echo, HOST, LARGE_MTU, MAC, Wire, bridge, nic, wait_for_status,
+};
 use common::{Guest, Image, Iommu, Lab, Namespace, Nic, Outcome, SOON, Testpmd};
 
 /// Two ports, and a guest at the first.
@@ -26,12 +28,13 @@ struct Stage {
 impl Stage {
     /// `None` when there can be no guest here.
     fn new(test: &str, options: &'static str, queues: u16, iommu: Iommu) -> Outcome<Option<Self>> {
-        Self::with(test, options, queues, iommu, "")
+        Self::with(test, Wire::Tap, options, queues, iommu, "")
     }
 
     /// With more devargs for the ports, beginning with a comma.
     fn with(
         test: &str,
+        wire: Wire,
         options: &'static str,
         queues: u16,
         iommu: Iommu,
@@ -46,7 +49,8 @@ impl Stage {
             Iommu::Absent => "",
             _ => ",iommu-support=1",
         };
-        let back = bridge(&lab, &namespace, queues, &format!("{devargs}{more}"))?;
+        let devargs = format!("{devargs}{more}");
+        let back = bridge(&lab, &namespace, wire, queues, &devargs)?;
         let nics = [0, 1].map(|id| [nic(id, options, queues, iommu)]);
         let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics[0])?;
         guest.wait_for_boot()?;
@@ -152,22 +156,22 @@ fn a_guest_with_packed_rings_and_2_queues_moves_while_streams_flow() -> Outcome 
 }
 
 #[test]
-#[ignore = "behind an IOMMU a stream of a guest that has moved stands still now and then; not found yet"]
+#[ignore = "passes since the guest's memory is no multiple of 64 pages (see MEMORY_KB), but was not run often enough yet"]
 fn a_guest_behind_an_iommu_moves_while_streams_flow() -> Outcome {
     moves_with_streams("guest-migration-iommu", "", 1, Iommu::Strict)
 }
 
-/// Without mergeable buffers a page belongs to one buffer alone, so nobody but the port writes it;
-/// and what a socket holds is never written again.
-fn datagrams_arrive_whole(test: &str, options: &'static str) -> Outcome {
-    arrive_whole(Stage::new(test, options, 1, Iommu::Absent)?)
-}
-
-fn arrive_whole(stage: Option<Stage>) -> Outcome {
+/// The guest has pages as buffers, each of which a datagram nearly fills: what remains is too small for
+/// anything that the guest's kernel keeps beside a packet. So nobody but the port writes such a page, and
+/// what a socket holds is not written again: the page arrives only if the port says that it wrote it.
+fn datagrams_arrive_whole(test: &str, options: &'static str, more: &str) -> Outcome {
+    const UDP_AND_IP: u32 = 28;
+    let stage = Stage::with(test, Wire::Packets, options, 1, Iommu::Absent, more)?;
     let Some(mut stage) = stage else {
         return Ok(());
     };
-    let datagrams = Datagrams::begin(&stage.namespace, &mut stage.guest)?;
+    let length = u32::from(LARGE_MTU) - UDP_AND_IP;
+    let datagrams = Datagrams::begin(&stage.namespace, &mut stage.guest, length)?;
     datagrams.go_on(500)?;
     let before = datagrams.sent();
     stage.move_it()?;
@@ -184,11 +188,11 @@ fn arrive_whole(stage: Option<Stage>) -> Outcome {
 
 #[test]
 fn datagrams_that_wait_in_a_guest_move_with_it_unharmed() -> Outcome {
-    datagrams_arrive_whole("guest-migration-held", ",mrg_rxbuf=off")
+    datagrams_arrive_whole("guest-migration-held", ",mrg_rxbuf=off,host_mtu=3960", "")
 }
 
-/// Every packet to the guest is written by a copy engine.
-const ENGINES: &str = ",dmas=[txq0@sw],dmathr=0";
+/// Every packet to the guest and from it is copied by an engine.
+const ENGINES: &str = ",dmas=[txq0@sw;rxq0@sw],dmathr=0";
 
 #[test]
 fn datagrams_that_an_engine_wrote_move_unharmed() -> Outcome {
@@ -196,24 +200,23 @@ fn datagrams_that_an_engine_wrote_move_unharmed() -> Outcome {
     if common::ours_only(test)?.is_none() {
         return Ok(());
     }
-    let options = ",mrg_rxbuf=off";
-    arrive_whole(Stage::with(test, options, 1, Iommu::Absent, ENGINES)?)
+    datagrams_arrive_whole(test, ",mrg_rxbuf=off,host_mtu=3960", ENGINES)
 }
 
 #[test]
-#[ignore = "behind an IOMMU a stream of a guest that has moved stands still now and then; not found yet"]
+#[ignore = "passes since the guest's memory is no multiple of 64 pages (see MEMORY_KB), but was not run often enough yet"]
 fn a_guest_behind_an_iommu_moves_while_an_engine_writes() -> Outcome {
     let test = "guest-migration-dma-iommu";
     if common::ours_only(test)?.is_none() {
         return Ok(());
     }
-    streams_flow(Stage::with(test, "", 1, Iommu::Strict, ENGINES)?)
+    streams_flow(Stage::with(test, Wire::Tap, "", 1, Iommu::Strict, ENGINES)?)
 }
 
 #[test]
 fn datagrams_that_came_over_a_packed_ring_move_unharmed() -> Outcome {
-    let options = ",mrg_rxbuf=off,packed=on";
-    datagrams_arrive_whole("guest-migration-held-packed", options)
+    let options = ",mrg_rxbuf=off,host_mtu=3960,packed=on";
+    datagrams_arrive_whole("guest-migration-held-packed", options, "")
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use common::migration::{Echo, GUEST, HOST, bridge, nic, wait_for_status};
+use common::migration::{Echo, GUEST, HOST, Wire, bridge, nic, wait_for_status};
 use common::{Guest, Image, Iommu, Lab, Namespace, Nic, Outcome, Testpmd};
 
 /// Datagrams for the guest that nobody there waits for, as long as this lives: our port is the first
@@ -77,7 +77,7 @@ struct Moving {
 fn depart(lab: &Lab, image: &Image, nics: &[[Nic; 1]; 2]) -> Outcome<Moving> {
     let namespace = Namespace::new()?;
     let queues = nics[0][0].machine.queues;
-    let back = bridge(lab, &namespace, queues, ",postcopy-support=1")?;
+    let back = bridge(lab, &namespace, Wire::Tap, queues, ",postcopy-support=1")?;
     let mut from = Guest::spawn_with(lab, image, "qemu", &nics[0])?;
     from.wait_for_boot()?;
     from.reach_the_backend()?;

@@ -44,7 +44,7 @@ const UNSAFE: &[&str] = &[
     "port/ops/queues.rs",
     "port/ops/statistics.rs",
     "port/burst.rs",
-    "port/lanes.rs",
+    "port/lane.rs",
     "port/large.rs",
     "port/queue.rs",
     "port/packet.rs",
@@ -53,7 +53,9 @@ const UNSAFE: &[&str] = &[
     "port/vfio.rs",
     "virtqueue/gate.rs",
     "datapath/copy.rs",
+    "datapath/mover.rs",
     "datapath/offloaded.rs",
+    "datapath/offloaded_dequeue.rs",
     // Calls what is compiled for more than every CPU.
     "datapath/level.rs",
     "memory/shared.rs",

@@ -35,7 +35,7 @@ fn counter(testpmd: &mut Testpmd, port: u16, name: &str) -> Outcome<u64> {
     Ok(found.ok_or_else(|| format!("no {name}"))?.1)
 }
 
-/// Frames of this length go both ways, again and again, and the engines copy those to the guest.
+/// Frames of this length go both ways, again and again, and the engines copy them.
 fn forward(back: &mut Testpmd, front: &mut Testpmd) -> Outcome {
     front.run("set txpkts 1500")?;
     back.run("set txpkts 1500")?;
@@ -68,9 +68,20 @@ fn copies_flow(
     back.wait_for_link(0, true)?;
     forward(&mut back, &mut front)?;
     back.wait_for_packets(0, PortStats::default(), MANY)?;
+    let directions: &[&str] = match (
+        wanted.devargs.contains("txq"),
+        wanted.devargs.contains("rxq"),
+    ) {
+        (true, true) => &["tx", "rx"],
+        (_, true) => &["rx"],
+        _ => &["tx"],
+    };
     for queue in 0..queues {
-        let copies = counter(&mut back, 0, &format!("tx_q{queue}_dma_copies"))?;
-        assert!(copies > 100, "queue {queue}: {copies} copies");
+        for direction in directions {
+            let name = format!("{direction}_q{queue}_dma_copies");
+            let copies = counter(&mut back, 0, &name)?;
+            assert!(copies > 100, "{name}: {copies}");
+        }
     }
     // Under traffic: the frontend leaves, and another one comes.
     front.quit()?;
@@ -84,7 +95,10 @@ fn copies_flow(
     // And the port stops and starts.
     back.run("stop")?;
     back.run("port stop 0")?;
-    assert_eq!(counter(&mut back, 0, "tx_q0_dma_inflight")?, 0);
+    for direction in ["tx", "rx"] {
+        let name = format!("{direction}_q0_dma_inflight");
+        assert_eq!(counter(&mut back, 0, &name)?, 0, "{name}");
+    }
     back.run("port start 0")?;
     back.wait_for_link(0, true)?;
     let before = back.stats(0)?;
@@ -92,8 +106,10 @@ fn copies_flow(
     back.wait_for_packets(0, before, MANY)?;
     for queue in 0..queues {
         for bad in ["errors", "engine_dead", "drain_timeouts"] {
-            let name = format!("tx_q{queue}_dma_{bad}");
-            assert_eq!(counter(&mut back, 0, &name)?, 0, "{name}");
+            for direction in ["tx", "rx"] {
+                let name = format!("{direction}_q{queue}_dma_{bad}");
+                assert_eq!(counter(&mut back, 0, &name)?, 0, "{name}");
+            }
         }
     }
     front.quit()?;
@@ -116,6 +132,17 @@ fn an_engine_that_is_probed_after_the_port_copies() -> Outcome {
 fn two_queues_share_an_engine_and_a_thread() -> Outcome {
     let devargs = ",dmas=[txq0@dma_skeleton+sw;txq1@dma_skeleton;txq1@sw]";
     copies_flow("dma-shared", devargs, 2, false, ",mrg_rxbuf=0")
+}
+
+#[test]
+fn an_engine_copies_what_is_received() -> Outcome {
+    copies_flow("dma-rx", ",dmas=[rxq0@dma_skeleton]", 1, true, "")
+}
+
+#[test]
+fn engines_copy_both_ways_on_packed_rings() -> Outcome {
+    let devargs = ",dmas=[rxq*@dma_skeleton;txq*@dma_skeleton;rxq1@sw]";
+    copies_flow("dma-both", devargs, 2, false, ",packed_vq=1,in_order=1")
 }
 
 #[test]

@@ -16,6 +16,8 @@
 
 #define MAX_FILES 64
 
+static uint64_t more_protocol_features;
+
 /* The memory of one ring: descriptors, then the two rings. */
 struct place {
 	uint64_t gpa, available_at, used_at, bytes;
@@ -212,6 +214,12 @@ frontend_get_u64(struct frontend *frontend, uint32_t request, uint64_t *value)
 	       frontend_receive(frontend, request, value, sizeof(*value));
 }
 
+void
+frontend_also_wants(uint64_t protocol_features)
+{
+	more_protocol_features = protocol_features;
+}
+
 bool
 frontend_negotiate(struct frontend *frontend, uint64_t features)
 {
@@ -224,7 +232,7 @@ frontend_negotiate(struct frontend *frontend, uint64_t features)
 	if ((frontend->features & F_PROTOCOL_FEATURES) != 0) {
 		if (!frontend_get_u64(frontend, GET_PROTOCOL_FEATURES, &protocol))
 			return false;
-		protocol &= PF_MQ | PF_REPLY_ACK | PF_STATUS | PF_MTU | PF_RARP;
+		protocol &= PF_MQ | PF_REPLY_ACK | PF_STATUS | PF_MTU | PF_RARP | more_protocol_features;
 		frontend->protocol_features = protocol;
 		if (frontend_ask_u64(frontend, SET_PROTOCOL_FEATURES, protocol) != 0)
 			return false;

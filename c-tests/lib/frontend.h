@@ -156,7 +156,8 @@ int frontend_ask(struct frontend *frontend, uint32_t request, const void *payloa
 int frontend_ask_u64(struct frontend *frontend, uint32_t request, uint64_t value);
 bool frontend_get_u64(struct frontend *frontend, uint32_t request, uint64_t *value);
 
-/* The steps of a normal start, each acknowledged. */
+/* The steps of a normal start, each acknowledged. What is negotiated from now on, beside the usual. */
+void frontend_also_wants(uint64_t protocol_features);
 bool frontend_negotiate(struct frontend *frontend, uint64_t features);
 int frontend_set_memory(struct frontend *frontend);
 bool frontend_set_ring(struct frontend *frontend, uint32_t index, uint16_t size);

@@ -18,7 +18,7 @@ use crate::virtqueue::{
 
 /// The longest frame that is taken from a driver. Segmentation offload ends at 64 KB and some
 /// headers; more would only let a guest drain the pool with one chain.
-const MAX_FRAME: u64 = 256 * 1024;
+pub(super) const MAX_FRAME: u64 = 256 * 1024;
 
 /// A packet in guest memory, ready to be copied.
 #[derive(Clone, Copy)]
@@ -41,7 +41,7 @@ impl<'m> Source<'m> {
 }
 
 /// What the general body found at the front of the ring.
-enum Look {
+pub(super) enum Look {
     /// Nothing more, or nothing that can be taken yet.
     Nothing,
     /// A frame, in this chain.
@@ -307,7 +307,7 @@ fn give_back<R: Ring, const F: u32>(ring: &mut R, id: u16, slots: u16) {
 
 /// Walks the chain at the front of the ring.
 #[inline(never)]
-fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
+pub(super) fn look<'m, R: Ring, T: Translate<'m>, const F: u32>(
     ring: &R,
     chain: &mut Chain,
     cursor: &mut T,

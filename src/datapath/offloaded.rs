@@ -11,20 +11,18 @@ use std::time::Instant;
 use super::copy::{Room, copy_out};
 use super::enqueue::{Outcome, Scatter, plan, reserve};
 use super::logging::Logging;
+use super::mover::{LEAST_COPIES, Mover};
 use super::select::select_offloaded;
 use super::underway::Underway;
 use super::{
     EnqueueBurst, PASS, Packet, QueueCounters, Release, Tally, add, count, count_lookups,
     header_len, tell,
 };
-use crate::dma::channel::{Burst, Channel};
+use crate::dma::channel::Channel;
 use crate::dma::flight::{Flight, Given};
-use crate::memory::{GuestRange, Space, Translate};
+use crate::memory::{Space, Translate};
 use crate::virtio_net::{Header, Plan};
 use crate::virtqueue::{Chain, Reserved, Ring, Virtqueue, look_ahead};
-
-/// A burst with fewer copies does not ring an engine's doorbell, unless something is under way.
-const LEAST_COPIES: u32 = 4;
 
 /// A packet that is under way.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +95,12 @@ impl<P: Release> Offloaded<P> {
     /// The virtqueue, to be changed while nothing is under way.
     pub fn virtqueue_mut(&mut self) -> &mut Virtqueue {
         &mut self.virtqueue
+    }
+
+    /// Packets under way.
+    #[inline]
+    pub fn len(&self) -> u32 {
+        self.way.flight.len()
     }
 
     /// Whether nothing is under way.
@@ -228,17 +232,8 @@ fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
     let Some(mut space) = S::hold(memory, lookaside) else {
         return 0;
     };
-    let threshold = way.engines.threshold();
-    let mut mover = Mover {
-        flight: &mut way.flight,
-        engine: way.engines.take_turn(),
-        threshold,
-        counters,
-        copies: 0,
-        bytes: 0,
-        packets: 0,
-        small: 0,
-    };
+    let mut mover = Mover::new(way, &counters.dma);
+    let asks = Asks { features, counters };
     let mut taken = 0;
     chain.begin_burst();
     for &packet in packets {
@@ -247,7 +242,8 @@ fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
         }
         let mut cursor = S::cursor(&mut space);
         let chains = (&mut *ring, &mut *chain, &mut cursor);
-        match mover.take::<R, _, L, F>(chains, (packet, features), L::lend(&mut log)) {
+        let log = L::lend(&mut log);
+        match take::<R, _, L, P::Packet, F>(&mut mover, chains, packet, log, asks) {
             Outcome::Sent => {}
             Outcome::Dropped => pool.release(&[packet]),
             Outcome::NoRoom => break,
@@ -312,189 +308,116 @@ fn land<R: Ring, L: Logging, P: Release>(
     all
 }
 
-/// Takes the packets of a burst apart, into copies for the CPU and for an engine.
-struct Mover<'b, T: Packet> {
-    flight: &'b mut Flight<Sent<T>>,
-    /// The engine of this burst, and the longest copy that it takes.
-    engine: Option<(Burst<'b>, u32)>,
-    threshold: u32,
+/// What is the same for all packets of a burst.
+#[derive(Clone, Copy)]
+struct Asks<'b> {
+    features: u64,
     counters: &'b QueueCounters,
-    copies: u64,
-    bytes: u64,
-    packets: u64,
-    small: u64,
 }
 
-impl<T: Packet> Mover<'_, T> {
-    /// Takes a packet, with the chains that it fills.
-    fn take<'m, R: Ring, A: Translate<'m>, L: Logging, const F: u32>(
-        &mut self,
-        (ring, chain, cursor): (&mut R, &mut Chain, &mut A),
-        (packet, features): (T, u64),
-        log: L::Log<'_>,
-    ) -> Outcome {
-        let counters = self.counters;
-        let available = ring.available(u16::MAX);
-        if available == 0 || !self.flight.fits(1) {
-            return Outcome::NoRoom;
-        }
-        let mut plan = match plan(&packet, features, counters) {
-            Ok(plan) => plan,
-            Err(dropped) => return dropped,
-        };
-        let header = header_len(F);
-        let len = plan.as_ref().map_or(packet.len(), Plan::frame_len);
-        let need = u64::from(len) + header as u64;
-        let flight = &mut *self.flight;
-        // Chains that go back unused wait for those before them.
-        let spoilt = |_: &mut R, chain: Reserved| {
-            flight.give(Given {
-                id: chain.id,
-                slots: chain.slots,
-                len: 0,
-            });
-            flight.append(None, |_, _| {});
-        };
-        let limits = (available, need);
-        let slots = match reserve::<R, A, F>(ring, chain, cursor, limits, counters, spoilt) {
-            Ok(slots) => slots,
-            Err(outcome) => return outcome,
-        };
-        if !self.flight.fits(chain.heads().len()) {
-            return Outcome::NoRoom;
-        }
-        if let Some(plan) = &mut plan
-            && !plan.complete(packet.segments())
-        {
-            add(&counters.drop_csum, 1);
-            return Outcome::Dropped;
-        }
-        let mut scatter = Scatter::<'_, '_, '_, L> {
-            log,
-            cursor: cursor.memory(),
-            segments: chain.segments(),
-            left: None,
-        };
-        let asked = plan.as_ref().map_or(Header::default(), |plan| plan.header);
-        let bytes = asked.to_bytes(count(chain.heads().len()));
-        scatter.write(bytes.get(..header).unwrap_or_default());
-        match &plan {
-            Some(plan) => {
-                let mut pieces = plan.bytes(packet.segments());
-                // The first piece is the plan's own.
-                scatter.write(pieces.next().unwrap_or_default());
-                pieces.for_each(|bytes| self.send(&mut scatter, bytes));
-            }
-            None => packet
-                .segments()
-                .for_each(|bytes| self.send(&mut scatter, bytes)),
-        }
-        let mut log = scatter.log;
-        let mut left = need;
-        for reserved in chain.heads() {
-            let used = reserved.bytes.min(left);
-            left -= used;
-            self.flight.give(Given {
-                id: reserved.id,
-                slots: reserved.slots,
-                len: u32::try_from(used).unwrap_or(u32::MAX),
-            });
-        }
-        ring.take(slots);
-        self.append::<L>(Sent { packet, len }, &mut log);
-        Outcome::Sent
+/// Takes a packet, with the chains that it fills.
+fn take<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
+    mover: &mut Mover<'_, Sent<T>>,
+    (ring, chain, cursor): (&mut R, &mut Chain, &mut A),
+    packet: T,
+    log: L::Log<'_>,
+    Asks { features, counters }: Asks<'_>,
+) -> Outcome {
+    let available = ring.available(u16::MAX);
+    let flight = mover.flight();
+    if available == 0 || !flight.fits(1) {
+        return Outcome::NoRoom;
     }
-
-    /// Sends the bytes of one segment: by the CPU now, or planned for the engine.
-    fn send<L: Logging>(&mut self, scatter: &mut Scatter<'_, '_, '_, L>, mut data: &[u8]) {
-        let longest = self
-            .engine
-            .as_ref()
-            .map_or(u32::MAX, |(_, longest)| *longest);
-        while !data.is_empty() {
-            let Some(range) = scatter.take(data.len().min(longest as usize)) else {
-                // The walk found room for all of it, and the table does not change.
-                return;
-            };
-            let (now, later) = data.split_at_checked(range.len()).unwrap_or((data, &[]));
-            data = later;
-            if !self.plan::<L>(&mut scatter.log, range, now) {
-                copy_out(range, now);
-                L::mark(&mut scatter.log, range);
-            }
-        }
-    }
-
-    /// Plans a copy for the engine; `false` when it is the CPU's.
-    fn plan<L: Logging>(
-        &mut self,
-        log: &mut L::Log<'_>,
-        range: GuestRange<'_>,
-        data: &[u8],
-    ) -> bool {
-        let counters = &self.counters.dma;
-        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        if len < self.threshold {
-            self.small += 1;
-            return false;
-        }
-        let Some((engine, _)) = &self.engine else {
-            add(&counters.cpu_noroom, 1);
-            return false;
-        };
-        let Some(transfer) = engine.transfer(data.as_ptr(), range.as_ptr(), len) else {
-            add(&counters.cpu_noaddr, 1);
-            return false;
-        };
-        let note = L::address(log, range);
-        // SAFETY: `data` are bytes of a packet that the flight has until it is released, which is
-        // after it has landed; `range` is in a table that `Underway` keeps mapped at least as long.
-        let planned = unsafe {
-            self.flight
-                .plan((data.as_ptr(), range.as_ptr()), transfer, note)
-        };
-        if !planned {
-            add(&counters.cpu_noroom, 1);
-        }
-        planned
-    }
-
-    /// Appends the packet for which all was planned. The engine gets all its copies, or none.
-    fn append<L: Logging>(&mut self, sent: Sent<T>, log: &mut L::Log<'_>) {
-        let planned = self.flight.planned();
-        let room = self.engine.as_ref().map_or(0, |(engine, _)| engine.room());
-        if planned > room {
-            add(&self.counters.dma.cpu_noroom, planned as u64);
-            self.flight.copy_planned(|at, len| L::mark_at(log, at, len));
-        }
-        let engine = &mut self.engine;
-        let mut bytes = 0;
-        self.flight.append(Some(sent), |transfer, place| {
-            bytes += u64::from(transfer.len);
-            if let Some((engine, _)) = engine {
-                // SAFETY: from `transfer`, for bytes that stay until the packet has landed (`plan`).
-                // There is room for all.
-                unsafe { engine.stage(transfer, place) };
-            }
+    let mut plan = match plan(&packet, features, counters) {
+        Ok(plan) => plan,
+        Err(dropped) => return dropped,
+    };
+    let header = header_len(F);
+    let len = plan.as_ref().map_or(packet.len(), Plan::frame_len);
+    let need = u64::from(len) + header as u64;
+    // Chains that go back unused wait for those before them.
+    let spoilt = |_: &mut R, chain: Reserved| {
+        flight.give(Given {
+            id: chain.id,
+            slots: chain.slots,
+            len: 0,
         });
-        if bytes != 0 {
-            self.packets += 1;
-            self.copies += planned as u64;
-            self.bytes += bytes;
-        }
+        flight.append(None, |_, _| {});
+    };
+    let limits = (available, need);
+    let slots = match reserve::<R, A, F>(ring, chain, cursor, limits, counters, spoilt) {
+        Ok(slots) => slots,
+        Err(outcome) => return outcome,
+    };
+    if !mover.flight().fits(chain.heads().len()) {
+        return Outcome::NoRoom;
     }
-
-    /// Rings the doorbell, and counts.
-    fn finish(self) {
-        drop(self.engine);
-        let counters = &self.counters.dma;
-        if self.copies != 0 {
-            add(&counters.copies, self.copies);
-            add(&counters.bytes, self.bytes);
-            add(&counters.packets, self.packets);
+    if let Some(plan) = &mut plan
+        && !plan.complete(packet.segments())
+    {
+        add(&counters.drop_csum, 1);
+        return Outcome::Dropped;
+    }
+    let mut scatter = Scatter::<'_, '_, '_, L> {
+        log,
+        cursor: cursor.memory(),
+        segments: chain.segments(),
+        left: None,
+    };
+    let asked = plan.as_ref().map_or(Header::default(), |plan| plan.header);
+    let bytes = asked.to_bytes(count(chain.heads().len()));
+    scatter.write(bytes.get(..header).unwrap_or_default());
+    match &plan {
+        Some(plan) => {
+            let mut pieces = plan.bytes(packet.segments());
+            // The first piece is the plan's own.
+            scatter.write(pieces.next().unwrap_or_default());
+            pieces.for_each(|bytes| send(mover, &mut scatter, bytes));
         }
-        if self.small != 0 {
-            add(&counters.cpu_small, self.small);
+        None => packet
+            .segments()
+            .for_each(|bytes| send(mover, &mut scatter, bytes)),
+    }
+    let mut log = scatter.log;
+    let mut left = need;
+    for reserved in chain.heads() {
+        let used = reserved.bytes.min(left);
+        left -= used;
+        mover.flight().give(Given {
+            id: reserved.id,
+            slots: reserved.slots,
+            len: u32::try_from(used).unwrap_or(u32::MAX),
+        });
+    }
+    ring.take(slots);
+    mover.append(Sent { packet, len }, |at, len| {
+        L::mark_at(&mut log, at, len);
+    });
+    Outcome::Sent
+}
+
+/// Sends the bytes of one segment: by the CPU now, or planned for the engine.
+fn send<T: Packet, L: Logging>(
+    mover: &mut Mover<'_, Sent<T>>,
+    scatter: &mut Scatter<'_, '_, '_, L>,
+    mut data: &[u8],
+) {
+    let longest = mover.longest();
+    while !data.is_empty() {
+        let Some(range) = scatter.take(data.len().min(longest)) else {
+            // The walk found room for all of it, and the table does not change.
+            return;
+        };
+        let (now, later) = data.split_at_checked(range.len()).unwrap_or((data, &[]));
+        data = later;
+        let len = u32::try_from(now.len()).unwrap_or(u32::MAX);
+        let note = || L::address(&mut scatter.log, range);
+        // SAFETY: `now` are bytes of a packet that the flight has until it is released, which is
+        // after it has landed; `range` is in a table that `Underway` keeps mapped at least as long.
+        let planned = unsafe { mover.plan((now.as_ptr(), range.as_ptr()), len, note) };
+        if !planned {
+            copy_out(range, now);
+            L::mark(&mut scatter.log, range);
         }
     }
 }

@@ -84,6 +84,9 @@ pub trait PacketPool: Release {
     /// Fills `out` with fresh packets, all or none.
     fn allocate(&self, out: &mut [Self::Packet]) -> bool;
 
+    /// One fresh packet, if there is one.
+    fn one(&self) -> Option<Self::Packet>;
+
     /// The room for data in a fresh packet; its contents mean nothing.
     fn space<'p>(&self, packet: &'p mut Self::Packet) -> &'p mut [MaybeUninit<u8>];
 

@@ -6,6 +6,7 @@ use super::enqueue::enqueue_burst;
 use super::level::{Baseline, Level};
 use super::logging::{Logged, Logging, Unlogged};
 use super::offloaded::{Bodies, bodies};
+use super::offloaded_dequeue as incoming;
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
 use crate::memory::{Physical, Space, Translated};
 use crate::virtio_net::{
@@ -154,5 +155,41 @@ fn offloaded<R: Ring, S: Space, L: Logging, P: Release>(
         0 => bodies::<R, S, L, P, 0>(plain),
         HEADER_12 => bodies::<R, S, L, P, HEADER_12>(plain),
         _ => bodies::<R, S, L, P, { HEADER_12 | MERGEABLE }>(plain),
+    }
+}
+
+/// The bodies for frames from a virtqueue with copy engines.
+pub(super) fn select_incoming<P: PacketPool>(
+    vq: &Virtqueue,
+    simd_bits: u16,
+) -> incoming::Bodies<P> {
+    let plain = select_dequeue::<P>(vq, simd_bits);
+    match (&vq.log, &vq.lookaside) {
+        (None, None) => incoming_of::<Physical, Unlogged, P>(vq, plain),
+        (None, Some(_)) => incoming_of::<Translated<false>, Unlogged, P>(vq, plain),
+        (Some(_), None) => incoming_of::<Physical, Logged, P>(vq, plain),
+        (Some(_), Some(_)) => incoming_of::<Translated<false>, Logged, P>(vq, plain),
+    }
+}
+
+fn incoming_of<S: Space, L: Logging, P: PacketPool>(
+    vq: &Virtqueue,
+    plain: DequeueBurst<P>,
+) -> incoming::Bodies<P> {
+    match &vq.ring {
+        Layout::Split(_) => incoming_on::<SplitRing, S, L, P>(vq.features(), plain),
+        Layout::Packed(_) => incoming_on::<PackedRing, S, L, P>(vq.features(), plain),
+    }
+}
+
+fn incoming_on<R: Ring, S: Space, L: Logging, P: PacketPool>(
+    features: u64,
+    plain: DequeueBurst<P>,
+) -> incoming::Bodies<P> {
+    // The rest costs little beside a doorbell, so it is asked for while the burst runs.
+    let flags = flags(features);
+    match flags & HEADER_12 {
+        0 => incoming::bodies::<R, S, L, P, 0>(plain, flags),
+        _ => incoming::bodies::<R, S, L, P, HEADER_12>(plain, flags),
     }
 }

@@ -320,6 +320,12 @@ impl<T: Copy> Flight<T> {
         self.planned = 0;
     }
 
+    /// Forgets all planned copies, and that packet with them.
+    pub fn forget_planned(&mut self) {
+        self.copies.next = self.copies.next.wrapping_sub(self.planned);
+        self.planned = 0;
+    }
+
     /// Notes a chain of the packet that is appended next. [`fits`](Self::fits) has told that there is
     /// room.
     #[inline]

@@ -79,17 +79,26 @@ pub(super) unsafe extern "C" fn rx_burst_offloaded(
     packets: *mut *mut rte_mbuf,
     count: u16,
 ) -> u16 {
-    guard::catch((), || {
+    guard::catch(0, || {
         // SAFETY: a queue that is set up (caller).
-        let queue = unsafe { RxQueue::from_ptr(queue) };
-        if let Some(lane) = queue.and_then(RxQueue::tx_lane)
+        let Some(queue) = (unsafe { RxQueue::from_ptr(queue) }) else {
+            return 0;
+        };
+        if let Some(lane) = queue.tx_lane()
             && lane.is_busy()
         {
             lane.reap(usize::MAX);
         }
-    });
-    // SAFETY: the caller's promise.
-    unsafe { rx_burst(queue, packets, count) }
+        // SAFETY: an array of `count` places (caller); a `Slot` may hold anything.
+        let out = unsafe { std::slice::from_raw_parts_mut(packets.cast::<Slot>(), count.into()) };
+        // SAFETY: one lcore at a time (caller).
+        let received = unsafe { queue.receive_offloaded(out) };
+        let chores = queue.chores();
+        if chores != 0 {
+            do_chores(queue, chores, out.get(..received).unwrap_or_default());
+        }
+        narrow(received)
+    })
 }
 
 /// As [`tx_burst`], on a port with copy engines: packets that are taken are freed here or, when an

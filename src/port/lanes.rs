@@ -1,67 +1,53 @@
 //! The queues of a port that have copy engines (`dmas=`).
 //!
-//! Such a queue has its virtqueue here and not in the gate of its vring: more than one lcore works on
-//! it. Whoever polls it, polls its engines; so does the rx burst of the same number, and a thread that
-//! ticks while packets are under way and nobody calls. Before anything changes that the engines could
-//! notice, the queue is emptied.
+//! Whoever polls such a queue polls its engines; for a tx queue the rx burst of the same number does
+//! so too; and so does a thread that ticks while packets are under way and nobody calls.
+#![forbid(unsafe_code)]
 
-use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::packet::{Slot, TxRelease};
-use super::stats::QueueStats;
+use super::lane::{Lane, RxLane, TxLane, Work};
 use super::ticker::Ticker;
-use super::{PortError, engines, lock};
-use crate::datapath::{Offloaded, QueueCounters};
+use super::{PortError, engines};
 use crate::devargs::DmaConfig;
-use crate::dma::channel::Channel;
-use crate::dpdk::eal;
 use crate::log::PORT;
-use crate::virtqueue::{Allow, SharedGate, Virtqueue};
-
-/// How often a burst looks whether another thread has left the queue.
-const LOOKS: u32 = 2000;
+use crate::virtqueue::Allow;
 
 /// The queues of a port that have engines.
 pub(super) struct Lanes {
     port: String,
     config: DmaConfig,
+    /// By rx queue.
+    rx: Box<[Option<RxLane>]>,
     /// By tx queue.
     tx: Box<[Option<TxLane>]>,
     ticker: Ticker,
 }
 
-/// A tx queue with engines.
-pub(super) struct TxLane {
-    gate: SharedGate<Offloaded<TxRelease>>,
-    /// From the first start of the port on.
-    channels: Mutex<Vec<Arc<Channel>>>,
-    threshold: u32,
-    /// The counters of the queue while it is set up; changed only while nobody is in the gate.
-    stats: AtomicPtr<QueueStats>,
-    /// Packets are under way.
-    busy: AtomicBool,
-    /// Engines may not touch the guest's memory just now.
-    suspended: AtomicBool,
+/// The lanes of one direction, by queue.
+fn lanes<W: Work>(config: &DmaConfig, rx: bool, queues: u16) -> Box<[Option<Lane<W>>]> {
+    let lane = |queue| {
+        let has_engines = !config.engines(rx, queue).is_empty();
+        has_engines.then(|| Lane::new(config.threshold))
+    };
+    (0..queues).map(lane).collect()
 }
-
-/// The counters of a queue that is not set up.
-static NOBODYS: LazyLock<QueueStats> = LazyLock::new(QueueStats::default);
 
 impl Lanes {
     pub(super) fn new(port: &str, config: &DmaConfig, queues: u16) -> Self {
-        let lane = |queue| {
-            let has_engines = !config.engines(false, queue).is_empty();
-            has_engines.then(|| TxLane::new(config.threshold))
-        };
         Self {
             port: port.to_owned(),
             config: config.clone(),
-            tx: (0..queues).map(lane).collect(),
+            rx: lanes(config, true, queues),
+            tx: lanes(config, false, queues),
             ticker: Ticker::default(),
         }
+    }
+
+    /// The rx queue, when it has engines.
+    pub(super) fn rx(&self, queue: u16) -> Option<&RxLane> {
+        self.rx.get(usize::from(queue))?.as_ref()
     }
 
     /// The tx queue, when it has engines.
@@ -69,65 +55,88 @@ impl Lanes {
         self.tx.get(usize::from(queue))?.as_ref()
     }
 
-    fn all(&self) -> impl Iterator<Item = &TxLane> {
+    fn all_rx(&self) -> impl Iterator<Item = &RxLane> {
+        self.rx.iter().flatten()
+    }
+
+    fn all_tx(&self) -> impl Iterator<Item = &TxLane> {
         self.tx.iter().flatten()
     }
 
-    /// Opens the engines of the first `tx` queues, and has them looked after.
+    /// Opens the engines of the first `rx` and `tx` queues, and has them looked after. `wake` is told
+    /// of rx queues of which packets wait for a burst.
     ///
     /// # Errors
     ///
     /// An engine that is not there, or not to be had.
-    pub(super) fn open(self: &Arc<Self>, tx: u16) -> Result<(), PortError> {
-        for queue in 0..tx {
-            let Some(lane) = self.tx(queue) else { continue };
-            if !lock(&lane.channels).is_empty() {
-                continue;
+    pub(super) fn open(
+        self: &Arc<Self>,
+        (rx, tx): (u16, u16),
+        wake: impl Fn(u16) + Send + 'static,
+    ) -> Result<(), PortError> {
+        for queue in 0..rx {
+            if let Some(lane) = self.rx(queue) {
+                self.equip(lane, true, queue)?;
             }
-            let names = self.config.engines(false, queue);
-            let channels: Result<Vec<_>, _> = names
-                .iter()
-                .map(|name| {
-                    engines::open(name, self.config.ring_size).map_err(|source| PortError::Engine {
-                        queue: format!("txq{queue}"),
-                        engine: name.to_string(),
-                        source,
-                    })
-                })
-                .collect();
-            let channels = channels?;
-            for channel in &channels {
-                log::info!(
-                    target: PORT,
-                    "{}: txq{queue}: engine {}, {} copies, from {} bytes on",
-                    self.port,
-                    channel.name(),
-                    channel.depth(),
-                    lane.threshold
-                );
-            }
-            lane.equip(channels);
         }
-        if let Some(rx) = self.config.queues.iter().find(|queue| queue.rx) {
-            log::warn!(
-                target: PORT,
-                "{}: dmas: rxq{}: engines for rx queues have no effect in this version",
-                self.port,
-                rx.queue
-            );
+        for queue in 0..tx {
+            if let Some(lane) = self.tx(queue) {
+                self.equip(lane, false, queue)?;
+            }
         }
         let lanes = Arc::downgrade(self);
         self.ticker
-            .start(Box::new(move || lanes.upgrade().map(|lanes| lanes.tick())))
+            .start(Box::new(move || {
+                lanes.upgrade().map(|lanes| lanes.tick(&wake))
+            }))
             .map_err(PortError::Thread)
     }
 
+    /// Opens the engines of one queue, unless that was done.
+    fn equip<W: Work>(&self, lane: &Lane<W>, rx: bool, queue: u16) -> Result<(), PortError> {
+        if lane.is_equipped() {
+            return Ok(());
+        }
+        let direction = if rx { "rxq" } else { "txq" };
+        let names = self.config.engines(rx, queue);
+        let channels: Result<Vec<_>, _> = names
+            .iter()
+            .map(|name| {
+                engines::open(name, self.config.ring_size).map_err(|source| PortError::Engine {
+                    queue: format!("{direction}{queue}"),
+                    engine: name.to_string(),
+                    source,
+                })
+            })
+            .collect();
+        let channels = channels?;
+        for channel in &channels {
+            log::info!(
+                target: PORT,
+                "{}: {direction}{queue}: engine {}, {} copies, from {} bytes on",
+                self.port,
+                channel.name(),
+                channel.depth(),
+                lane.threshold()
+            );
+        }
+        lane.equip(channels);
+        Ok(())
+    }
+
     /// One look at all queues that nobody polls; whether any has packets under way.
-    fn tick(&self) -> bool {
+    fn tick(&self, wake: &impl Fn(u16)) -> bool {
         let now = Instant::now();
         let mut busy = false;
-        for lane in self.all() {
+        for lane in self.all_tx() {
             busy |= lane.tick(now);
+        }
+        for (queue, lane) in (0..).zip(&self.rx) {
+            let Some(lane) = lane else { continue };
+            busy |= lane.tick(now);
+            if lane.kept() != 0 {
+                wake(queue);
+            }
         }
         busy
     }
@@ -140,170 +149,38 @@ impl Lanes {
 
     /// Allows something to all queues.
     pub(super) fn allow(&self, what: Allow) {
-        self.all().for_each(|lane| lane.gate.allow(what));
+        self.all_rx().for_each(|lane| lane.allow(what));
+        self.all_tx().for_each(|lane| lane.allow(what));
     }
 
     /// Forbids it, and empties the queues.
     pub(super) fn forbid(&self, what: Allow) {
-        self.all().for_each(|lane| lane.forbid(what));
+        self.all_rx().for_each(|lane| lane.forbid(what));
+        self.all_tx().for_each(|lane| lane.forbid(what));
+    }
+
+    /// Frees the packets that were received and that no burst has asked for.
+    pub(super) fn release_kept(&self) {
+        self.all_rx().for_each(RxLane::release_kept);
     }
 
     /// Empties all queues; lcores go on after that.
     pub(super) fn drain(&self) {
-        self.all().for_each(TxLane::drain);
+        self.all_rx().for_each(Lane::drain);
+        self.all_tx().for_each(Lane::drain);
     }
 
     /// Keeps the engines away from the guest's memory, or lets them there again. While a page of it may
     /// be missing an engine cannot wait for it, and pinning would fill it with zeros.
     pub(super) fn suspend(&self, suspended: bool) {
-        self.all().for_each(|lane| lane.suspend(suspended));
+        self.all_rx().for_each(|lane| lane.suspend(suspended));
+        self.all_tx().for_each(|lane| lane.suspend(suspended));
     }
 
     /// Ends the ticker, and gives up the engines.
     pub(super) fn close(&self) {
         self.ticker.stop();
-        for lane in self.all() {
-            lock(&lane.channels).clear();
-        }
-    }
-}
-
-impl TxLane {
-    fn new(threshold: u32) -> Self {
-        Self {
-            gate: SharedGate::default(),
-            channels: Mutex::default(),
-            threshold,
-            stats: AtomicPtr::default(),
-            busy: AtomicBool::new(false),
-            suspended: AtomicBool::new(false),
-        }
-    }
-
-    /// The counters, for those in the gate.
-    fn counters(&self) -> &QueueCounters {
-        // SAFETY: null, or the counters of a queue: `forget` takes them away before it is freed, and
-        // waits for those in the gate.
-        let stats = unsafe { self.stats.load(Ordering::Relaxed).as_ref() };
-        &stats.unwrap_or(&NOBODYS).counters
-    }
-
-    /// The queue counts in `stats`, until [`forget`](Self::forget).
-    pub(super) fn count_in(&self, stats: *mut QueueStats) {
-        self.gate
-            .with(|_| self.stats.store(stats, Ordering::Relaxed));
-    }
-
-    /// The queue is about to go.
-    pub(super) fn forget(&self) {
-        self.drain();
-        self.count_in(ptr::null_mut());
-    }
-
-    /// Has the engines from now on, also for a virtqueue that is here already.
-    fn equip(&self, channels: Vec<Arc<Channel>>) {
-        *lock(&self.channels) = channels;
-        if let Some(virtqueue) = self.take() {
-            self.give(virtqueue);
-        }
-    }
-
-    /// Has no engines for a while, or has them again.
-    fn suspend(&self, suspended: bool) {
-        self.suspended.store(suspended, Ordering::Relaxed);
-        if let Some(virtqueue) = self.take() {
-            self.give(virtqueue);
-        }
-    }
-
-    /// Takes a virtqueue to send to. One that was there before comes back.
-    pub(super) fn give(&self, virtqueue: Virtqueue) -> Option<Virtqueue> {
-        let simd_bits = eal::max_simd_bits();
-        let channels = lock(&self.channels);
-        let channels = match self.suspended.load(Ordering::Relaxed) {
-            true => &[],
-            false => channels.as_slice(),
-        };
-        let offloaded = Offloaded::new(virtqueue, channels, self.threshold, simd_bits);
-        let before = self.take();
-        self.gate.install(offloaded);
-        before
-    }
-
-    /// Empties the queue and takes the virtqueue out.
-    pub(super) fn take(&self) -> Option<Virtqueue> {
-        let offloaded = self.gate.take_after(|offloaded| self.empty(offloaded))?;
-        Some(offloaded.into_virtqueue())
-    }
-
-    /// Allows something.
-    pub(super) fn allow(&self, what: Allow) {
-        self.gate.allow(what);
-    }
-
-    /// Forbids it, and empties the queue; nobody is in the gate then.
-    pub(super) fn forbid(&self, what: Allow) {
-        self.gate.forbid(what, |offloaded| self.empty(offloaded));
-    }
-
-    /// Empties the queue.
-    pub(super) fn drain(&self) {
-        self.gate.with(|offloaded| {
-            if let Some(offloaded) = offloaded {
-                self.empty(offloaded);
-            }
-        });
-    }
-
-    /// Empties the queue, and runs `work` on its virtqueue.
-    pub(super) fn alter(&self, work: &mut dyn FnMut(&mut Virtqueue)) {
-        self.gate.with(|offloaded| {
-            if let Some(offloaded) = offloaded {
-                self.empty(offloaded);
-                work(offloaded.virtqueue_mut());
-            }
-        });
-    }
-
-    fn empty(&self, offloaded: &mut Offloaded<TxRelease>) {
-        offloaded.drain(&TxRelease, self.counters());
-        self.busy.store(!offloaded.is_empty(), Ordering::Relaxed);
-    }
-
-    /// Sends `packets`, counting in `counters`, which are those of the queue; how many were taken, and
-    /// where the ring goes on. `None`: the gate is closed.
-    #[inline]
-    pub(super) fn send(&self, packets: &[Slot], counters: &QueueCounters) -> Option<(usize, u16)> {
-        self.gate.enter(LOOKS, |offloaded| {
-            let sent = offloaded.send(&TxRelease, packets, counters);
-            self.busy.store(!offloaded.is_empty(), Ordering::Relaxed);
-            (sent, offloaded.virtqueue().position())
-        })
-    }
-
-    /// Whether packets are under way.
-    #[inline]
-    pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Relaxed)
-    }
-
-    /// Polls the engines, unless somebody else works on the queue; `most` packets are released at
-    /// most. How many were.
-    #[inline]
-    pub(super) fn reap(&self, most: usize) -> usize {
-        let reaped = self.gate.enter(1, |offloaded| {
-            let reaped = offloaded.reap(&TxRelease, most, self.counters());
-            self.busy.store(!offloaded.is_empty(), Ordering::Relaxed);
-            reaped
-        });
-        reaped.unwrap_or(0)
-    }
-
-    fn tick(&self, now: Instant) -> bool {
-        if self.is_busy() {
-            self.gate.enter(1, |offloaded| offloaded.watch(now));
-            self.reap(usize::MAX);
-        }
-        self.is_busy()
+        self.all_rx().for_each(Lane::unequip);
+        self.all_tx().for_each(Lane::unequip);
     }
 }

@@ -74,8 +74,11 @@ impl Port {
     /// Lets lcores poll the first `rx` and `tx` queues.
     pub(super) fn start(&self, rx: u16, tx: u16) {
         self.shared.started.store(true, Ordering::Relaxed);
-        for vring in self.rx.iter().take(rx.into()) {
+        for (queue, vring) in (0..rx).zip(&self.rx) {
             vring.gate.allow(Allow::Started);
+            if let Some(lane) = self.rx_lane(queue) {
+                lane.allow(Allow::Started);
+            }
         }
         for (queue, vring) in (0..tx).zip(&self.tx) {
             vring.gate.allow(Allow::Started);
@@ -89,6 +92,10 @@ impl Port {
     pub(super) fn stop(&self) {
         self.shared.started.store(false, Ordering::Relaxed);
         self.forbid(Allow::Started);
+        self.rx.iter().for_each(|vring| vring.forget_watched());
+        if let Some(lanes) = &self.lanes {
+            lanes.release_kept();
+        }
     }
 
     /// Ends the connection and the socket. When this returns, nothing of the port uses its ethdev,
@@ -147,12 +154,14 @@ impl Port {
     }
 
     /// Wakes the sleeper of an rx queue in which buffers wait already: their kick was made, or left
-    /// out, before anybody asked for it.
+    /// out, before anybody asked for it; or for which packets were kept.
     pub(super) fn wake_if_owed(&self, queue: u16) {
-        let vring = self.rx.get(usize::from(queue));
-        if self.shared.attached.load(Ordering::Relaxed)
-            && vring.is_some_and(|vring| vring.owes_wake())
-        {
+        let Some(vring) = self.rx.get(usize::from(queue)) else {
+            return;
+        };
+        let waits = || self.shared.attached.load(Ordering::Relaxed) && vring.owes_wake();
+        let kept = || self.rx_lane(queue).is_some_and(|lane| lane.kept() != 0);
+        if waits() || kept() && vring.wants_wake() {
             self.interrupts.wake(queue);
         }
     }
@@ -161,6 +170,14 @@ impl Port {
     pub(super) fn switch_rx(&self, queue: u16, on: bool) -> Result<(), PortError> {
         let vring = self.rx.get(usize::from(queue));
         switch(&vring.ok_or(PortError::NoQueue(queue))?.gate, on);
+        match self.rx_lane(queue) {
+            Some(lane) if on => lane.allow(Allow::Queue),
+            Some(lane) => {
+                lane.forbid(Allow::Queue);
+                lane.release_kept();
+            }
+            None => {}
+        }
         Ok(())
     }
 

@@ -24,8 +24,13 @@ impl SessionEvents for Port {
             let Some(vring) = self.rx.get(pair) else {
                 return Some(virtqueue);
             };
-            let burst = select_dequeue(&virtqueue, eal::max_simd_bits());
-            let before = vring.install(virtqueue, burst);
+            let before = if let Some(lane) = self.rx_lane(index / 2) {
+                vring.show(&virtqueue);
+                lane.give(virtqueue)
+            } else {
+                let burst = select_dequeue(&virtqueue, eal::max_simd_bits());
+                vring.install(virtqueue, burst)
+            };
             self.wake_if_owed(index / 2);
             before
         } else {
@@ -44,7 +49,12 @@ impl SessionEvents for Port {
     fn take(&self, index: u16) -> Option<Virtqueue> {
         let pair = usize::from(index / 2);
         if index % 2 == 1 {
-            self.rx.get(pair)?.take()
+            let vring = self.rx.get(pair)?;
+            if let Some(lane) = self.rx_lane(index / 2) {
+                vring.hide();
+                return lane.take();
+            }
+            vring.take()
         } else {
             let vring = self.tx.get(pair)?;
             if let Some(lane) = self.tx_lane(index / 2) {
@@ -58,7 +68,9 @@ impl SessionEvents for Port {
     fn alter(&self, index: u16, work: &mut dyn FnMut(&mut Virtqueue)) {
         let pair = usize::from(index / 2);
         if index % 2 == 1 {
-            if let Some(vring) = self.rx.get(pair) {
+            if let Some(lane) = self.rx_lane(index / 2) {
+                lane.alter(work);
+            } else if let Some(vring) = self.rx.get(pair) {
                 vring.alter(work);
             }
         } else if let Some(lane) = self.tx_lane(index / 2) {
@@ -150,8 +162,8 @@ impl Port {
 
     /// The port is where the guest's memory is: on the node of its first ring.
     fn adopt_node(&self) {
-        let ring = self.rx.first().and_then(|vring| vring.monitor());
-        if let Some(node) = ring.and_then(|ring| eal::node_of(ring.word)) {
+        let ring = self.rx.first().and_then(|vring| vring.place());
+        if let Some(node) = ring.and_then(eal::node_of) {
             self.dev().set_numa_node(node);
         }
     }

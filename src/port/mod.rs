@@ -11,6 +11,7 @@ mod engines;
 mod error;
 mod events;
 mod intr;
+mod lane;
 mod lanes;
 mod large;
 mod life;
@@ -40,7 +41,8 @@ use crate::virtqueue::Allow;
 use error::PortError;
 use events::QueueEvents;
 use intr::Interrupts;
-use lanes::{Lanes, TxLane};
+use lane::{RxLane, TxLane};
+use lanes::Lanes;
 use queue::{Shared, SharedBox};
 use vring::{RxVring, TxVring};
 
@@ -113,6 +115,11 @@ impl Port {
 
     fn shared_ptr(&self) -> NonNull<Shared> {
         NonNull::from(&*self.shared)
+    }
+
+    /// The rx queue `queue`, when it has copy engines.
+    fn rx_lane(&self, queue: u16) -> Option<&RxLane> {
+        self.lanes.as_ref()?.rx(queue)
     }
 
     /// The tx queue `queue`, when it has copy engines.

@@ -81,6 +81,25 @@ pub(super) static OPS: eth_dev_ops = {
     ops
 };
 
+/// What ethdev calls in a secondary process: only what looks at memory that all processes share. The
+/// rest answers -ENOTSUP, since rings and gates are in the process that made the port.
+pub(super) static SECONDARY_OPS: eth_dev_ops = {
+    let mut table = eth_dev_ops::EMPTY;
+    table.dev_close = OPS.dev_close;
+    table.dev_infos_get = OPS.dev_infos_get;
+    table.rxq_info_get = OPS.rxq_info_get;
+    table.txq_info_get = OPS.txq_info_get;
+    table.link_update = OPS.link_update;
+    table.dev_supported_ptypes_get = OPS.dev_supported_ptypes_get;
+    table.stats_get = OPS.stats_get;
+    table.stats_reset = OPS.stats_reset;
+    table.xstats_get = OPS.xstats_get;
+    table.xstats_get_names = OPS.xstats_get_names;
+    table.xstats_reset = OPS.xstats_reset;
+    table.eth_dev_priv_dump = OPS.eth_dev_priv_dump;
+    table
+};
+
 /// Runs one operation on the port behind `dev`, and logs why it failed.
 ///
 /// # Safety
@@ -170,10 +189,10 @@ fn tell_rx_queues(dev: EthDev, port: &Port) {
 /// See [`dev_configure`].
 unsafe extern "C" fn dev_start(dev: *mut rte_eth_dev) -> c_int {
     // SAFETY: called by ethdev.
-    unsafe { with_port(dev, |dev, port| start(dev, port)) }
+    unsafe { with_port(dev, start) }
 }
 
-fn start(dev: EthDev, port: &Port) -> Result<(), PortError> {
+fn start(dev: EthDev, port: &Arc<Port>) -> Result<(), PortError> {
     let (rx, tx) = dev.queue_counts();
     // SAFETY: in a control operation, and not kept.
     let wants_interrupts = unsafe { dev.conf() }.intr_conf.rxq() != 0;
@@ -181,7 +200,13 @@ fn start(dev: EthDev, port: &Port) -> Result<(), PortError> {
     set_interrupts(dev, port, interrupts.map_err(PortError::Interrupts)?);
     tell_rx_queues(dev, port);
     if let Some(lanes) = &port.lanes {
-        lanes.open(tx)?;
+        let port = Arc::downgrade(port);
+        let wake = move |queue| {
+            if let Some(port) = port.upgrade() {
+                port.wake_if_owed(queue);
+            }
+        };
+        lanes.open((rx, tx), wake)?;
     }
     queues::start_all(dev, port)?;
     port.start(rx, tx);
@@ -352,4 +377,24 @@ unsafe extern "C" fn priv_dump(dev: *mut rte_eth_dev, file: *mut libc::FILE) -> 
         unsafe { libc::fputs(text.as_ptr(), file) };
         Ok::<_, PortError>(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SECONDARY_OPS;
+
+    /// They follow a pointer into the heap of the process that made the port, or free its memory.
+    #[test]
+    fn a_secondary_has_no_operation_that_needs_the_primarys_heap() {
+        let ops = &SECONDARY_OPS;
+        assert!(ops.get_monitor_addr.is_none());
+        assert!(ops.tx_done_cleanup.is_none());
+        assert!(ops.dev_configure.is_none() && ops.dev_start.is_none() && ops.dev_stop.is_none());
+        assert!(ops.rx_queue_setup.is_none() && ops.tx_queue_setup.is_none());
+        assert!(ops.rx_queue_release.is_none() && ops.tx_queue_release.is_none());
+        assert!(ops.rx_queue_intr_enable.is_none() && ops.rx_queue_intr_disable.is_none());
+        assert!(ops.rx_burst_mode_get.is_none() && ops.tx_burst_mode_get.is_none());
+        assert!(ops.stats_get.is_some() && ops.xstats_get.is_some());
+        assert!(ops.dev_close.is_some() && ops.dev_infos_get.is_some());
+    }
 }

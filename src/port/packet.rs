@@ -328,6 +328,13 @@ impl PacketPool for RxPool {
         unsafe { mbuf::alloc_bulk(self.pool, self.pool.cache(Lcore::current()), mbufs) }
     }
 
+    #[inline]
+    fn one(&self) -> Option<Slot> {
+        let mut place = Slot(std::ptr::null_mut());
+        let filled = self.allocate(std::slice::from_mut(&mut place));
+        filled.then_some(place)
+    }
+
     #[inline(always)]
     fn space<'p>(&self, packet: &'p mut Slot) -> &'p mut [MaybeUninit<u8>] {
         let start = packet

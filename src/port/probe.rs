@@ -14,12 +14,16 @@ use crate::dpdk::vdev::{VdevDevice, VdevDriver};
 use crate::dpdk::{eal, malloc};
 use crate::guard;
 use crate::log::PORT;
+use crate::virtqueue::prepare_barriers;
 
 static DRIVER: VdevDriver = VdevDriver::new(c"net_vhost", c"eth_vhost", probe, remove);
 
 /// Makes the driver and its log types known to EAL.
 pub fn register() {
     crate::dpdk::log::install();
+    if !prepare_barriers() {
+        log::info!(target: PORT, "the kernel refuses membarrier(2): bursts take a little longer");
+    }
     DRIVER.register();
     telemetry::register();
     if DRIVER.is_shadowed() {
@@ -141,7 +145,7 @@ fn create(device: VdevDevice) -> Result<(), PortError> {
 fn attach(device: VdevDevice) -> Result<(), PortError> {
     let dev = EthDev::attach_secondary(device.name()).ok_or(PortError::NoPort)?;
     let functions = Functions {
-        ops: &ops::OPS,
+        ops: &ops::SECONDARY_OPS,
         rx_burst: Some(burst::no_burst),
         tx_burst: Some(burst::no_burst),
         rx_queue_count: None,

@@ -8,7 +8,8 @@ use core::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use super::lanes::{Lanes, TxLane};
+use super::lane::{RxLane, TxLane};
+use super::lanes::Lanes;
 use super::large::LargeBuffers;
 use super::packet::{RxPool, RxShape, Slot, TxRelease, can_tell_datagrams};
 use super::rarp;
@@ -330,6 +331,8 @@ pub(super) struct RxQueue {
     setup: RxSetup,
     /// The tx queue of the same number, when it has copy engines.
     tx_lane: Option<NonNull<TxLane>>,
+    /// It has copy engines.
+    lane: Option<Equipped<RxLane>>,
 }
 
 /// An rx queue's chore: the outer VLAN tag is taken off.
@@ -346,14 +349,30 @@ pub(super) struct TxQueue {
     pub(super) stats: QueueStats,
     setup: TxSetup,
     /// It has copy engines.
-    lane: Option<Equipped>,
+    lane: Option<Equipped<TxLane>>,
 }
 
-/// A tx queue's engines.
-#[derive(Clone, Copy)]
-struct Equipped {
+/// A queue's engines: its lane, and those of the port.
+struct Equipped<L> {
     lanes: NonNull<Lanes>,
-    lane: NonNull<TxLane>,
+    lane: NonNull<L>,
+}
+
+impl<L> Equipped<L> {
+    fn new(lanes: &Lanes, lane: Option<&L>) -> Option<Self> {
+        Some(Self {
+            lanes: NonNull::from(lanes),
+            lane: NonNull::from(lane?),
+        })
+    }
+
+    #[inline(always)]
+    fn get(&self) -> (&Lanes, &L) {
+        // SAFETY: part of the port, which frees its queues before itself (`close`).
+        let lanes = unsafe { self.lanes.as_ref() };
+        // SAFETY: as above.
+        (lanes, unsafe { self.lane.as_ref() })
+    }
 }
 
 impl RxQueue {
@@ -407,9 +426,16 @@ impl RxQueue {
             stats: QueueStats::default(),
             setup,
             tx_lane: port.tx_lane(index).map(NonNull::from),
+            lane: port
+                .lanes
+                .as_deref()
+                .and_then(|lanes| Equipped::new(lanes, lanes.rx(index))),
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
+        if let Some(lane) = port.rx_lane(index) {
+            lane.serve(memory);
+        }
         Ok(memory)
     }
 
@@ -420,6 +446,11 @@ impl RxQueue {
     /// What [`create`](Self::create) made; nobody polls it, and nobody uses it after this.
     pub(super) unsafe fn destroy(queue: NonNull<Self>) {
         // SAFETY: not freed yet (caller).
+        if let Some((_, lane)) = unsafe { queue.as_ref() }.lane() {
+            lane.forget();
+            lane.release_kept();
+        }
+        // SAFETY: as above.
         let large = unsafe { queue.as_ref() }.pool.shape.large;
         if let Some(large) = large {
             // SAFETY: once, since the queue goes, and nobody polls it (caller).
@@ -452,6 +483,39 @@ impl RxQueue {
     pub(super) fn tx_lane(&self) -> Option<&TxLane> {
         // SAFETY: part of the port, which frees its queues before itself (`close`).
         self.tx_lane.map(|lane| unsafe { lane.as_ref() })
+    }
+
+    /// The engines of this queue, and those of the port.
+    #[inline(always)]
+    pub(super) fn lane(&self) -> Option<(&Lanes, &RxLane)> {
+        self.lane.as_ref().map(Equipped::get)
+    }
+
+    /// Packets for the next bursts.
+    pub(super) fn waiting(&self) -> u16 {
+        self.vring().available().saturating_add(self.under_way())
+    }
+
+    /// What became of the `nth` packet from the one on that is received next. Never waits.
+    pub(super) fn slot(&self, nth: u16) -> super::vring::Slot {
+        match nth.checked_sub(self.under_way()) {
+            Some(nth) => self.vring().slot(nth),
+            None => super::vring::Slot::Waits,
+        }
+    }
+
+    /// Packets that engines copy, and those that wait for a burst.
+    pub(super) fn under_way(&self) -> u16 {
+        let count = self
+            .lane()
+            .map_or(0, |(_, lane)| lane.under_way().saturating_add(lane.kept()));
+        u16::try_from(count).unwrap_or(u16::MAX)
+    }
+
+    /// Where packets come from.
+    #[inline(always)]
+    pub(super) fn pool(&self) -> &RxPool {
+        &self.pool
     }
 
     /// The port's data.
@@ -534,6 +598,30 @@ impl RxQueue {
         received
     }
 
+    /// As [`receive`](Self::receive), on a port with copy engines.
+    ///
+    /// # Safety
+    ///
+    /// As for `receive`.
+    #[inline(always)]
+    pub(super) unsafe fn receive_offloaded(&self, out: &mut [Slot]) -> usize {
+        let Some((lanes, lane)) = self.lane() else {
+            // SAFETY: the caller's promise.
+            return unsafe { self.receive(out) };
+        };
+        let (received, next) = lane.receive(self, out, |out| match self.shared().rarp.is_some() {
+            true => super::burst::inject(self, &self.pool, out),
+            false => 0,
+        });
+        if let Some(next) = next {
+            self.vring().publish_next(next);
+        }
+        if lane.is_busy() {
+            lanes.wake_ticker();
+        }
+        received
+    }
+
     /// A burst with the RARP frame that waits before it.
     #[cold]
     #[inline(never)]
@@ -561,18 +649,15 @@ impl TxQueue {
             vring: NonNull::from(vring),
             stats: QueueStats::default(),
             setup,
-            lane: port.lanes.as_deref().and_then(|lanes| {
-                Some(Equipped {
-                    lanes: NonNull::from(lanes),
-                    lane: NonNull::from(lanes.tx(index)?),
-                })
-            }),
+            lane: port
+                .lanes
+                .as_deref()
+                .and_then(|lanes| Equipped::new(lanes, lanes.tx(index))),
         };
         // SAFETY: fresh memory of that size and alignment.
         unsafe { memory.write(queue) };
         if let Some(lane) = port.tx_lane(index) {
-            // SAFETY: written above, and there until `destroy`.
-            lane.count_in(unsafe { &raw mut (*memory.as_ptr()).stats });
+            lane.serve(memory);
         }
         Ok(memory)
     }
@@ -594,11 +679,7 @@ impl TxQueue {
     /// The engines of this queue, and those of the port.
     #[inline(always)]
     pub(super) fn lane(&self) -> Option<(&Lanes, &TxLane)> {
-        let Equipped { lanes, lane } = self.lane?;
-        // SAFETY: part of the port, which frees its queues before itself (`close`).
-        let lanes = unsafe { lanes.as_ref() };
-        // SAFETY: as above.
-        Some((lanes, unsafe { lane.as_ref() }))
+        self.lane.as_ref().map(Equipped::get)
     }
 
     /// The tx queue behind a pointer of ethdev's.

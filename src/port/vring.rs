@@ -1,9 +1,10 @@
 //! The place of a vring in a port, and how it gets there from the session.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::lock;
 use super::queue::{Dequeue, Enqueue};
 use crate::session::features::{
     VIRTIO_F_IN_ORDER, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_RING_F_EVENT_IDX,
@@ -51,6 +52,11 @@ pub(super) struct Vring<B> {
     next_available: AtomicU16,
     /// What other threads may look at. There is one as long as there is a virtqueue.
     view: RwLock<Option<View>>,
+    /// Counts changes of `view`.
+    views: AtomicU32,
+    /// The ring whose address an lcore was given to sleep on, with the count at that time. It keeps the
+    /// ring's memory mapped, since nobody can tell when that lcore looks at the address.
+    watched: Mutex<(u32, Option<RingView>)>,
     /// The application wants to be woken; kept from before a frontend connects.
     wants_kicks: AtomicBool,
 }
@@ -61,6 +67,8 @@ impl<B> Default for Vring<B> {
             gate: Gate::new(),
             next_available: AtomicU16::new(0),
             view: RwLock::new(None),
+            views: AtomicU32::new(0),
+            watched: Mutex::default(),
             wants_kicks: AtomicBool::new(false),
         }
     }
@@ -94,11 +102,14 @@ impl<B> Vring<B> {
             ring,
             features: virtqueue.features(),
         });
+        self.views.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Undoes [`show`](Self::show).
     pub(super) fn hide(&self) {
-        *self.view_mut() = None;
+        let mut view = self.view_mut();
+        *view = None;
+        self.views.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes the virtqueue out. After this nobody touches it or its memory.
@@ -156,9 +167,28 @@ impl<B> Vring<B> {
         }
     }
 
-    /// What changes when a buffer becomes available.
+    /// What changes when a buffer becomes available, for an lcore that sleeps on it. The memory there
+    /// stays mapped until this is asked again, or [`forget_watched`](Self::forget_watched).
     pub(super) fn monitor(&self) -> Option<Monitor> {
-        Some(self.view().as_ref()?.ring.monitor(self.next()))
+        let view = self.view();
+        let views = self.views.load(Ordering::Relaxed);
+        let mut watched = lock(&self.watched);
+        let (seen, ring) = &mut *watched;
+        if *seen != views {
+            *ring = view.as_ref().map(|view| view.ring.clone());
+            *seen = views;
+        }
+        Some(ring.as_ref()?.monitor(self.next()))
+    }
+
+    /// Nobody sleeps on an address of a ring any more.
+    pub(super) fn forget_watched(&self) {
+        *lock(&self.watched) = Default::default();
+    }
+
+    /// A word of the ring, to be looked up, not looked at.
+    pub(super) fn place(&self) -> Option<*const u16> {
+        Some(self.view().as_ref()?.ring.monitor(self.next()).word)
     }
 
     /// Whether there is a virtqueue.

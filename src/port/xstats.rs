@@ -71,8 +71,8 @@ const TX_MORE: &[Entry] = &[
     ("drop_gso", Some(|c| &c.drop_gso)),
 ];
 
-/// What copy engines did for a tx queue; on ports that have some.
-const TX_DMA: &[Entry] = &[
+/// What copy engines did for a queue; on ports that have some.
+const DMA: &[Entry] = &[
     ("dma_copies", Some(|c| &c.dma.copies)),
     ("dma_bytes", Some(|c| &c.dma.bytes)),
     ("dma_packets", Some(|c| &c.dma.packets)),
@@ -129,7 +129,7 @@ impl Xstat {
 /// All statistics of a port with such queues, in order.
 pub(super) fn all(Queues { rx, tx, dma }: Queues) -> impl Iterator<Item = Xstat> {
     let (rx_queues, tx_queues) = (rx, tx);
-    let tx_dma: &[_] = if dma { TX_DMA } else { &[] };
+    let dma: &[_] = if dma { DMA } else { &[] };
     let block = |rx, queue, entries: &'static [Entry]| {
         entries.iter().map(move |&entry| Xstat { rx, queue, entry })
     };
@@ -139,19 +139,20 @@ pub(super) fn all(Queues { rx, tx, dma }: Queues) -> impl Iterator<Item = Xstat>
         .chain(blocks(false, tx_queues, STOCK))
         .chain(blocks(true, rx_queues, RX_MORE))
         .chain(blocks(false, tx_queues, TX_MORE))
-        .chain(blocks(false, tx_queues, tx_dma))
+        .chain(blocks(true, rx_queues, dma))
+        .chain(blocks(false, tx_queues, dma))
 }
 
 /// How many [`all`] gives.
 pub(super) fn count(Queues { rx, tx, dma }: Queues) -> usize {
-    let tx_dma = if dma { TX_DMA.len() } else { 0 };
-    usize::from(rx) * (STOCK.len() + RX_MORE.len())
-        + usize::from(tx) * (STOCK.len() + TX_MORE.len() + tx_dma)
+    let dma = if dma { DMA.len() } else { 0 };
+    usize::from(rx) * (STOCK.len() + RX_MORE.len() + dma)
+        + usize::from(tx) * (STOCK.len() + TX_MORE.len() + dma)
 }
 
 /// Every counter that a reset sets back.
 pub(super) fn counters() -> impl Iterator<Item = Counter> {
-    [STOCK, RX_MORE, TX_MORE, TX_DMA]
+    [STOCK, RX_MORE, TX_MORE, DMA]
         .into_iter()
         .flatten()
         .filter(|entry| entry.0 != IN_FLIGHT)
@@ -231,7 +232,8 @@ mod tests {
         let plain = names(1, 2);
         assert_eq!(all.len(), count(with));
         assert_eq!(all[..plain.len()], plain);
-        assert_eq!(all[plain.len()], "tx_q0_dma_copies");
+        assert_eq!(all[plain.len()], "rx_q0_dma_copies");
+        assert_eq!(all[plain.len() + DMA.len()], "tx_q0_dma_copies");
         assert_eq!(all.last(), Some(&"tx_q1_dma_engine_dead".into()));
     }
 

@@ -16,6 +16,7 @@ use super::device::{Device, Place};
 use super::error::RequestError;
 use super::messages::{self, Outcome, Run};
 use super::say;
+use super::voice::Voice;
 use super::wire::{self, Message, ReadError};
 
 /// The `vhost` crate's request handler, behind a socket pair.
@@ -48,7 +49,7 @@ impl CrateHandler {
 
 /// A connection and its device.
 pub(super) struct Connection {
-    iface: String,
+    voice: Arc<Voice>,
     socket: Arc<UnixStream>,
     bell: Arc<Bell>,
     device: Arc<Mutex<Device>>,
@@ -68,10 +69,10 @@ enum End {
 impl Connection {
     pub(super) fn new(place: Place) -> io::Result<Self> {
         let socket = Arc::clone(&place.socket);
-        let (iface, bell) = (place.config.iface.clone(), Arc::clone(&place.bell));
+        let (voice, bell) = (Arc::clone(&place.voice), Arc::clone(&place.bell));
         let device = Arc::new(Mutex::new(Device::new(place)));
         Ok(Self {
-            iface,
+            voice,
             socket,
             bell,
             crate_handler: CrateHandler::new(&device)?,
@@ -97,10 +98,10 @@ impl Connection {
         // The frontend's end of file says that nothing of its memory is in use any more.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         match end {
-            End::Read(ReadError::Closed) => say!(Info, self.iface, "connection closed"),
-            End::Read(error) => say!(Warn, self.iface, "connection ends: {error}"),
-            End::System(error) => say!(Warn, self.iface, "connection ends: {error}"),
-            End::Failed => say!(Warn, self.iface, "connection ends after a failed request"),
+            End::Read(ReadError::Closed) => say!(Info, self.voice, "connection closed"),
+            End::Read(error) => say!(Warn, self.voice, "connection ends: {error}"),
+            End::System(error) => say!(Warn, self.voice, "connection ends: {error}"),
+            End::Failed => say!(Warn, self.voice, "connection ends after a failed request"),
         }
     }
 
@@ -113,7 +114,7 @@ impl Connection {
             return Ok(());
         }
         let message = Message::read(&self.socket).map_err(End::Read)?;
-        say!(Debug, self.iface, "{message}");
+        say!(Debug, self.voice, "{message}");
         let request = message.request;
         let listens = self.device().listens();
         if listens && messages::acknowledges(&message) {
@@ -142,7 +143,7 @@ impl Connection {
     }
 
     fn failed(&self, request: u32, error: &RequestError) -> End {
-        say!(Error, self.iface, "{}: {error}", messages::name(request));
+        say!(Error, self.voice, "{}: {error}", messages::name(request));
         End::Failed
     }
 
@@ -153,6 +154,7 @@ impl Connection {
                 serve(&mut self.device(), &message.body, files)
             }
             Run::Crate => {
+                messages::trim(&mut message);
                 let body = listens.then(|| message.body.clone());
                 let outcome = self.crate_handler.serve(message);
                 let (failure, bases) = {

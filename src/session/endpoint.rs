@@ -21,7 +21,13 @@ use super::say;
 use super::socket::{self, Claim, Listening};
 use super::spawn::{Join, Spawn};
 use super::turn::{Turn, Vid};
+use super::voice::Voice;
 use super::{SessionConfig, SessionEvents};
+
+/// The most connections that one port serves at a time; others wait to be accepted. Only one of them
+/// has the rings, and each costs a thread and some of the process's descriptors, which other ports
+/// need, too.
+const MOST_CONNECTIONS: usize = 16;
 
 /// Why a port has no socket.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +106,7 @@ struct Peer {
 
 /// What all threads of a port share.
 struct Shared {
+    voice: Arc<Voice>,
     config: Arc<SessionConfig>,
     events: Arc<dyn SessionEvents>,
     spawn: Arc<dyn Spawn>,
@@ -146,8 +153,8 @@ impl Shared {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn iface(&self) -> &str {
-        &self.config.iface
+    fn iface(&self) -> &Voice {
+        &self.voice
     }
 
     fn ending(&self) -> bool {
@@ -160,6 +167,7 @@ impl Shared {
         let number = vid.get();
         let socket = Arc::new(socket);
         let place = Place {
+            voice: Arc::clone(&self.voice),
             config: Arc::clone(&self.config),
             events: Arc::clone(&self.events),
             turn: Arc::clone(&self.turn),
@@ -227,11 +235,25 @@ impl Shared {
         left
     }
 
+    /// Whether the port serves as many connections as it ever does.
+    fn is_full(&self) -> bool {
+        self.peers().iter().filter(|peer| !peer.over).count() >= MOST_CONNECTIONS
+    }
+
     /// The thread of a port that listens.
     fn listen(self: &Arc<Self>, listening: &Listening) {
         let mut pause = None;
+        let mut was_full = false;
         while !self.ending() {
-            let listener = pause.is_none().then(|| listening.listener().as_fd());
+            let full = self.is_full();
+            if full && !was_full {
+                let most = MOST_CONNECTIONS;
+                say!(Warn, self.iface(), "{most} connections; further ones wait");
+            }
+            was_full = full;
+            // The end of a connection rings.
+            let wanted = pause.is_none() && !full;
+            let listener = wanted.then(|| listening.listener().as_fd());
             if let Err(error) = self.bell.wait(listener, pause) {
                 say!(Error, self.iface(), "poll: {error}");
                 return;
@@ -250,9 +272,9 @@ impl Shared {
         }
     }
 
-    /// Accepts all that wait.
+    /// Accepts all that wait and have a place.
     fn accept(self: &Arc<Self>, listening: &Listening) -> io::Result<()> {
-        while !self.ending() {
+        while !self.ending() && !self.is_full() {
             match listening.listener().accept() {
                 Ok((socket, _)) => self.adopt(socket)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -273,7 +295,7 @@ impl Shared {
             let begin = Instant::now();
             let adopted = match socket.take() {
                 Some(socket) => Ok(socket),
-                None => socket::connect(self.iface()),
+                None => socket::connect(&self.config.iface),
             };
             match adopted.and_then(|socket| self.adopt(socket)) {
                 Ok(()) => {
@@ -347,7 +369,9 @@ impl Endpoint {
         };
         let claim = Claim::new(&path)?;
         let client = config.client;
+        let voice = Arc::new(Voice::new(&path));
         let shared = Arc::new(Shared {
+            voice: Arc::clone(&voice),
             config: Arc::new(config),
             events,
             spawn: Arc::clone(&spawn),
@@ -370,7 +394,7 @@ impl Endpoint {
         };
         let thread = spawn.spawn("vhost-port", work).map_err(no_thread)?;
         let mode = if client { "client" } else { "server" };
-        say!(Info, path, "socket is up, {mode} mode");
+        say!(Info, voice, "socket is up, {mode} mode");
         Ok(Self {
             shared,
             thread: Mutex::new(Some(thread)),

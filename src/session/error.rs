@@ -4,6 +4,7 @@
 use std::io;
 
 use super::features;
+use super::wire::MAX_FILES;
 use crate::memory::{MapError, TableError};
 
 /// Why a request fails. The frontend learns only that it did; the words are for the log.
@@ -23,8 +24,10 @@ pub(super) enum RequestError {
         /// How many the message has.
         wanted: String,
     },
-    /// The system could not hand over all files.
-    #[error("not all files came through: more than 253, or the limit of open files is reached")]
+    /// More files than any message has, or more than the system could hand over.
+    #[error(
+        "not all files came through: more than {MAX_FILES}, or the limit of open files is reached"
+    )]
     FilesLost,
     /// The payload ends too early.
     #[error("{got} bytes, at least {wanted} wanted")]

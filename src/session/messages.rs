@@ -62,6 +62,8 @@ const ANY: Files = UpTo(MAX_FILES);
 const SET_MEM_TABLE: u32 = 5;
 const ADD_MEM_REG: u32 = 37;
 const REM_MEM_REG: u32 = 38;
+/// Bytes of a region in a memory table.
+const REGION: usize = 32;
 
 macro_rules! messages {
     ($($number:literal $name:ident: $files:expr, $size:literal, $run:expr;)*) => {
@@ -172,6 +174,23 @@ pub(super) fn check(message: &Message) -> Result<Run, RequestError> {
     Ok(entry.run)
 }
 
+/// Makes the payload of `message` what the crate takes: not longer than the request has it, since what
+/// stands behind means nothing, and with zeroes where nothing is meant.
+pub(super) fn trim(message: &mut Message) {
+    let Some(entry) = find(message.request) else {
+        return;
+    };
+    let mut length = entry.size;
+    if entry.number == SET_MEM_TABLE {
+        let regions = word(&message.body, 0) as usize;
+        length = length.saturating_add(regions.saturating_mul(REGION));
+        if let Some(padding) = message.body.get_mut(4..8) {
+            padding.fill(0);
+        }
+    }
+    message.body.truncate(length);
+}
+
 /// The 32-bit word `at` bytes into a payload; what the payload lacks counts as zero.
 fn word(body: &[u8], at: usize) -> u32 {
     let bytes = body.get(at..).and_then(<[u8]>::first_chunk);
@@ -192,7 +211,7 @@ fn answer(number: u64) -> Outcome {
 pub(super) fn with_bases(mut body: Vec<u8>, bases: &[u64]) -> Reply {
     // In a table as in a single one: eight bytes, then regions of four words each.
     let regions = body.get_mut(8..).unwrap_or_default();
-    for (region, base) in regions.chunks_exact_mut(32).zip(bases) {
+    for (region, base) in regions.chunks_exact_mut(REGION).zip(bases) {
         if let Some(address) = region.get_mut(16..24) {
             address.copy_from_slice(&base.to_ne_bytes());
         }

@@ -17,6 +17,7 @@ mod postcopy;
 mod socket;
 mod spawn;
 mod turn;
+mod voice;
 mod vring;
 mod wire;
 
@@ -24,21 +25,9 @@ pub use endpoint::{Endpoint, EndpointError, Frontend};
 pub use spawn::{Join, Spawn, StdThreads};
 pub use vring::{SetupError, Translated, VringSetup};
 
-use crate::virtqueue::Virtqueue;
+use voice::say;
 
-/// Logs a line of the protocol for the port at `$iface`; the sink puts `VHOST_CONFIG: ` before it.
-macro_rules! say {
-    ($level:ident, $iface:expr, $($words:tt)+) => {
-        log::log!(
-            target: "lib.vhost.config",
-            log::Level::$level,
-            "({}) {}",
-            $iface,
-            format_args!($($words)+)
-        )
-    };
-}
-use say;
+use crate::virtqueue::Virtqueue;
 
 /// What a port has to say to start serving frontends.
 #[derive(Clone, Debug)]

@@ -41,7 +41,7 @@ pub(super) struct Message {
     pub(super) body: Vec<u8>,
     /// Files that came with it.
     pub(super) files: Vec<OwnedFd>,
-    /// The kernel could not hand over all files: too many, or no room in our table.
+    /// Files are missing: more came than any message has, or our table has no room.
     pub(super) files_lost: bool,
 }
 
@@ -138,6 +138,11 @@ impl Message {
             }
         }
         self.files_lost |= received.flags.contains(ReturnFlags::CTRUNC);
+        // A peer that sends some with each byte of a header must not fill the process's table.
+        if self.files.len() > MAX_FILES {
+            self.files.truncate(MAX_FILES);
+            self.files_lost = true;
+        }
         Ok(received.bytes)
     }
 

@@ -289,6 +289,11 @@ impl PacketPool for FakePool {
         true
     }
 
+    fn one(&self) -> Option<FakePacket> {
+        let mut packet = [FakePacket::default()];
+        self.allocate(&mut packet).then_some(packet[0])
+    }
+
     fn space<'p>(&self, packet: &'p mut FakePacket) -> &'p mut [MaybeUninit<u8>] {
         let data = packet.segment().own;
         // SAFETY: these bytes are this segment's alone, and a fresh packet has one user, who gave

@@ -26,16 +26,14 @@ const MAX_STEPS: u32 = 65_536;
 /// The most buffers that are kept of one packet's chains.
 const MAX_SEGMENTS: usize = 65_536 + 64;
 
-/// Buffers of one or more chains. The room for them is made once, for a burst does not allocate.
+/// Buffers of one or more chains. The room for them is made once, for a burst does not allocate; it
+/// takes memory only as far as chains ever needed it, which is next to nothing with most drivers.
 #[derive(Debug)]
 pub struct Chain {
-    segments: Box<[Segment]>,
-    /// How many of `segments` count.
-    len: usize,
-    /// The chains that were put together, for a packet that takes several.
-    heads: Box<[Reserved]>,
-    /// How many of `heads` count.
-    chains: usize,
+    /// Never longer than its capacity at the beginning.
+    segments: Vec<Segment>,
+    /// The chains that were put together, for a packet that takes several; as long at the most.
+    heads: Vec<Reserved>,
     /// Descriptors read for this packet.
     steps: u32,
     /// Descriptors read for the packets before it in the burst.
@@ -59,10 +57,8 @@ impl Chain {
     pub fn new(size: u16) -> Self {
         let size = usize::from(size);
         Self {
-            segments: vec![Segment::default(); (16 * size + 64).min(MAX_SEGMENTS)].into(),
-            len: 0,
-            heads: vec![Reserved::default(); size].into(),
-            chains: 0,
+            segments: Vec::with_capacity((16 * size + 64).min(MAX_SEGMENTS)),
+            heads: Vec::with_capacity(size),
             steps: 0,
             spent: 0,
         }
@@ -78,8 +74,8 @@ impl Chain {
     /// Forgets all buffers; the next chains are another packet's.
     #[inline]
     pub fn clear(&mut self) {
-        self.len = 0;
-        self.chains = 0;
+        self.segments.clear();
+        self.heads.clear();
         self.spent = self.spent.saturating_add(self.steps);
         self.steps = 0;
     }
@@ -100,34 +96,33 @@ impl Chain {
     /// The chains that [`reserve`](Self::reserve) noted, in order.
     #[inline]
     pub fn heads(&self) -> &[Reserved] {
-        self.heads.get(..self.chains).unwrap_or_default()
+        &self.heads
     }
 
     /// Notes that a chain is part of the packet. There is room for as many as the ring has.
     #[inline]
     pub fn reserve(&mut self, chain: Reserved) {
-        if let Some(slot) = self.heads.get_mut(self.chains) {
-            *slot = chain;
-            self.chains += 1;
+        if self.heads.len() < self.heads.capacity() {
+            self.heads.push(chain);
         }
     }
 
     /// The buffers, in order.
     #[inline]
     pub fn segments(&self) -> &[Segment] {
-        self.segments.get(..self.len).unwrap_or_default()
+        &self.segments
     }
 
     /// Number of buffers.
     #[inline]
     pub fn len(&self) -> usize {
-        self.len
+        self.segments.len()
     }
 
     /// Whether there are no buffers.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.segments.is_empty()
     }
 
     /// Appends the buffers of the table that `outer` names; how many bytes they have. A table holds at
@@ -223,9 +218,10 @@ impl Chain {
 
     #[inline]
     fn append(&mut self, segment: Segment) -> Result<(), Fault> {
-        let slot = self.segments.get_mut(self.len);
-        *slot.ok_or(Fault::Malformed)? = segment;
-        self.len += 1;
+        if self.segments.len() == self.segments.capacity() {
+            return Err(Fault::Malformed);
+        }
+        self.segments.push(segment);
         Ok(())
     }
 

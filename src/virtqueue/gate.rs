@@ -47,7 +47,9 @@ pub struct Membarrier;
 
 #[cfg(not(loom))]
 mod system {
+    use std::sync::Once;
     use std::sync::atomic::{AtomicBool, Ordering, fence};
+    use std::time::Duration;
 
     use once_cell::sync::Lazy;
 
@@ -66,7 +68,11 @@ mod system {
     /// The kernel has no membarrier for us: the lcore's side must fence too.
     pub(super) static LIGHT_FENCES: AtomicBool = AtomicBool::new(false);
 
-    /// Registers the process; before the first lcore enters a gate.
+    /// Longer than any store waits in its processor before others see it.
+    const LONG: Duration = Duration::from_millis(2);
+
+    /// Registers the process; before the first lcore enters a gate. While there is one thread this
+    /// costs nothing, later the kernel waits for all processors.
     pub(super) fn register() {
         if !*AVAILABLE {
             LIGHT_FENCES.store(true, Ordering::Relaxed);
@@ -74,12 +80,27 @@ mod system {
     }
 
     pub(super) fn heavy() {
+        /// Done once; whoever comes meanwhile waits as well.
+        static LOST: Once = Once::new();
         fence(Ordering::SeqCst);
-        if *AVAILABLE {
-            membarrier(PRIVATE_EXPEDITED);
+        if *AVAILABLE && !membarrier(PRIVATE_EXPEDITED) {
+            // Taken from us after the registration, as by a sandbox. Bursts that begin from now on
+            // fence; those that had begun without have their store out long before this wait ends.
+            LOST.call_once(|| {
+                LIGHT_FENCES.store(true, Ordering::SeqCst);
+                std::thread::sleep(LONG);
+            });
         }
         fence(Ordering::SeqCst);
     }
+}
+
+/// Makes the barriers ready, which is cheapest while the process has one thread. Whether the control
+/// side pays for both; otherwise each burst has a fence.
+#[cfg(not(loom))]
+pub fn prepare_barriers() -> bool {
+    system::register();
+    !system::LIGHT_FENCES.load(Ordering::Relaxed)
 }
 
 #[cfg(not(loom))]

@@ -22,6 +22,8 @@ pub use chain::{Chain, Reserved, Segment};
 pub use dirty::{QueueLog, RingWrites};
 #[cfg(loom)]
 pub use gate::NoBarrier;
+#[cfg(not(loom))]
+pub use gate::prepare_barriers;
 pub use gate::{Allow, Barrier, Gate, Membarrier};
 pub use notify::{Notified, Notifier};
 pub use packed::PackedRing;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * held PORT GO RESULT: binds a UDP port, and returns. Datagrams then wait in the socket until the file
+ * held PORT LENGTH GO RESULT: binds a UDP port, and returns. Datagrams then wait in the socket until the file
  * GO exists; they are checked, and the counts go to the file RESULT.
  */
 #include <arpa/inet.h>
@@ -11,16 +11,16 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define LENGTH 1000
+static uint32_t expected;
 
 /* Little endian number, then a pattern that follows from it. */
 static int
 is_whole(const uint8_t *bytes, ssize_t length, uint32_t *number)
 {
-	if (length != LENGTH)
+	if (length != (ssize_t)expected)
 		return 0;
 	memcpy(number, bytes, sizeof(*number));
-	for (uint32_t i = sizeof(*number); i < LENGTH; i++)
+	for (uint32_t i = sizeof(*number); i < expected; i++)
 		if (bytes[i] != (uint8_t)(*number * 7 + (*number >> 8) + i * 31))
 			return 0;
 	return 1;
@@ -32,13 +32,14 @@ main(int argc, char **argv)
 	struct sockaddr_in address = {.sin_family = AF_INET};
 	int file = socket(AF_INET, SOCK_DGRAM, 0), room = 100 << 20;
 	uint32_t good = 0, bad = 0, again = 0, next = 0, number;
-	uint8_t bytes[2048];
+	uint8_t bytes[8192];
 	ssize_t length;
 	FILE *result;
 
-	if (argc != 4 || file < 0)
+	if (argc != 5 || file < 0)
 		return 2;
 	address.sin_port = htons((uint16_t)atoi(argv[1]));
+	expected = (uint32_t)atoi(argv[2]);
 	if (setsockopt(file, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room)) != 0 ||
 	    bind(file, (struct sockaddr *)&address, sizeof(address)) != 0) {
 		perror("held");
@@ -46,7 +47,7 @@ main(int argc, char **argv)
 	}
 	if (fork() != 0)
 		return 0;
-	while (access(argv[2], F_OK) != 0)
+	while (access(argv[3], F_OK) != 0)
 		usleep(50000);
 	while ((length = recv(file, bytes, sizeof(bytes), MSG_DONTWAIT)) >= 0) {
 		if (!is_whole(bytes, length, &number)) {
@@ -60,5 +61,5 @@ main(int argc, char **argv)
 	result = fopen("/held.part", "w");
 	fprintf(result, "good %u bad %u again %u end", good, bad, again);
 	fclose(result);
-	return rename("/held.part", argv[3]);
+	return rename("/held.part", argv[4]);
 }

@@ -108,7 +108,7 @@ impl Lab {
         format!("{folder}-{role}")
     }
 
-    /// The path of a file that is kept after the test.
+    /// Where something that a process writes is kept after the test.
     pub(crate) fn log_path(&self, name: &str) -> PathBuf {
         self.logs.join(name)
     }

@@ -18,11 +18,46 @@ pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// The last byte of the guest's MAC address.
 pub(crate) const MAC: u8 = 0x10;
 
-/// A testpmd inside the namespace: two of our ports, each with a tap, and a bridge between the taps.
+/// What joins a port with the bridge.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// DPDK's tap, which takes ordinary frames only.
+    Tap,
+    /// Packet sockets at the end of a pair of Ethernet devices: frames of up to [`LARGE_MTU`].
+    Packets,
+}
+
+/// What nearly fills a page of the guest's, together with the headers.
+pub(crate) const LARGE_MTU: u16 = 3960;
+
+impl Wire {
+    /// testpmd's device for link `id`, whose other end is called `tap0`, `tap1`.
+    fn device(self, id: u8, namespace: &Namespace) -> Outcome<String> {
+        if self == Self::Tap {
+            return Ok(format!("net_tap{id},iface=tap{id}"));
+        }
+        namespace.run(&format!("ip link add tap{id} type veth peer name end{id}"))?;
+        for end in ["tap", "end"] {
+            namespace.run(&format!("ip link set {end}{id} mtu {LARGE_MTU} up"))?;
+        }
+        let ring = "blocksz=4096,framesz=4096,framecnt=512";
+        Ok(format!("net_af_packet{id},iface=end{id},{ring}"))
+    }
+
+    fn testpmd(self) -> Vec<String> {
+        match self {
+            Self::Tap => vec!["--total-num-mbufs=32768".to_owned()],
+            Self::Packets => vec!["--mbuf-size=4352".to_owned()],
+        }
+    }
+}
+
+/// A testpmd inside the namespace: two of our ports, each with a wire to a bridge.
 /// It locks its memory, as it does by default.
 pub(crate) fn bridge(
     lab: &Lab,
     namespace: &Namespace,
+    wire: Wire,
     queues: u16,
     devargs: &str,
 ) -> Outcome<Testpmd> {
@@ -30,17 +65,14 @@ pub(crate) fn bridge(
     for id in 0..2 {
         let socket = lab.path_text(&format!("s{id}"));
         let port = format!("net_vhost{id},iface={socket},queues={queues}{devargs}");
-        let tap = format!("net_tap{id},iface=tap{id}");
-        eal.extend(["--vdev".to_owned(), port, "--vdev".to_owned(), tap]);
+        let device = wire.device(id, namespace)?;
+        eal.extend(["--vdev".to_owned(), port, "--vdev".to_owned(), device]);
     }
     let wrapper = namespace.wrapper();
     let wrapper = wrapper.each_ref().map(String::as_str);
-    let own = [
-        format!("--rxq={queues}"),
-        format!("--txq={queues}"),
-        "--total-num-mbufs=32768".to_owned(),
-    ];
-    let own = own.each_ref().map(String::as_str);
+    let queues = [format!("--rxq={queues}"), format!("--txq={queues}")];
+    let own = [wire.testpmd(), queues.to_vec()].concat();
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
     let mut back = Testpmd::spawn_under(&wrapper, lab, "backend", &eal, &own)?;
     back.ready()?;
     namespace.run("ip link add br0 type bridge")?;
@@ -199,10 +231,11 @@ pub(crate) struct Held {
 impl Datagrams {
     const PORT: u16 = 6000;
 
-    /// Begins to send what `tests/common/held.c` checks; the guest holds it in a socket.
-    pub(crate) fn begin(namespace: &Namespace, guest: &mut Guest) -> Outcome<Self> {
-        guest.run(&format!("held {} /go /held", Self::PORT))?;
-        let socket: UdpSocket = namespace.datagrams(0)?;
+    /// Begins to send what `tests/common/held.c` checks, so many bytes each; the guest holds it in a
+    /// socket.
+    pub(crate) fn begin(namespace: &Namespace, guest: &mut Guest, length: u32) -> Outcome<Self> {
+        guest.run(&format!("held {} {length} /go /held", Self::PORT))?;
+        let socket: UdpSocket = namespace.unprotected_datagrams()?;
         let (stop, sent) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU32::new(0)),
@@ -215,7 +248,7 @@ impl Datagrams {
                 let first = number.wrapping_mul(7).wrapping_add(number >> 8);
                 let byte = |at: u32| first.wrapping_add(at.wrapping_mul(31)).to_le_bytes()[0];
                 let mut bytes = number.to_le_bytes().to_vec();
-                bytes.extend((4..1000).map(byte));
+                bytes.extend((4..length).map(byte));
                 socket.send_to(&bytes, to)?;
                 number += 1;
                 count.store(number, Ordering::Relaxed);

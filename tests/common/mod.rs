@@ -19,6 +19,7 @@ mod namespace;
 mod output;
 mod pair;
 mod process;
+mod qmp;
 pub(crate) mod streams;
 mod testpmd;
 

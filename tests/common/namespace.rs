@@ -66,6 +66,26 @@ impl Namespace {
         self.inside(move || UdpSocket::bind(("0.0.0.0", port)))
     }
 
+    /// A socket for datagrams without checksum, so that whoever receives them sees a byte that is wrong.
+    pub(crate) fn unprotected_datagrams(&self) -> Outcome<UdpSocket> {
+        let socket = self.datagrams(0)?;
+        let (yes, size) = (1_i32, size_of::<i32>().try_into().unwrap_or(4));
+        // SAFETY: the option's value is a local of the size that is told.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_NO_CHECK,
+                (&raw const yes).cast(),
+                size,
+            )
+        };
+        match set {
+            0 => Ok(socket),
+            _ => Err(format!("SO_NO_CHECK: {}", io::Error::last_os_error()).into()),
+        }
+    }
+
     /// A socket that sees all frames of all interfaces inside.
     pub(crate) fn frames(&self) -> Outcome<File> {
         self.inside(|| {

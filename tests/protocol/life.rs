@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::port::{Event, Port};
+use crate::port::{DEADLINE, Event, Port};
 use crate::raw::*;
 use crate::{Place, start, until};
 use rte_net_vhost::session::Endpoint;
@@ -245,6 +245,34 @@ fn a_peer_that_leaves_at_any_byte_leaves_nothing_behind() {
     drop(memory);
     until(|| crate::open_files() == idle);
     drop(endpoint);
+    place.no_file_left();
+}
+
+#[test]
+fn the_17th_frontend_waits_for_a_place() {
+    let place = Place::new();
+    let (endpoint, _) = place.serve();
+    let mut served: Vec<Raw> = (0..16).map(|_| Raw::connect(&place.path())).collect();
+    for raw in &served {
+        assert_eq!(raw.get(GET_FEATURES), offered());
+    }
+    let open = crate::open_files();
+    let waiting = Raw::connect(&place.path());
+    waiting.tell(GET_FEATURES, &[], &[]);
+    let soon = Some(Duration::from_millis(100));
+    waiting.socket.set_read_timeout(soon).unwrap();
+    let nothing = (&waiting.socket).read(&mut [0]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    // Its own end is all that is open.
+    assert_eq!(crate::open_files(), open + 1);
+
+    served.pop();
+
+    waiting.socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(waiting.answer_u64(GET_FEATURES), offered());
+    drop(endpoint);
+    waiting.closed();
+    drop((served, waiting));
     place.no_file_left();
 }
 

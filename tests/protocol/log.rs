@@ -73,3 +73,20 @@ fn memory_that_is_not_shared_is_named_once_as_the_cause() {
     let hint = |line: &&String| line.starts_with("WARN") && line.contains("share=on");
     assert_eq!(lines.iter().filter(hint).count(), 1, "{lines:#?}");
 }
+
+#[test]
+fn a_peer_cannot_fill_the_log() {
+    let mut path = String::new();
+    let lines = lines(|place| {
+        path = place.config().iface;
+        log::set_max_level(LevelFilter::Info);
+        let raw = Raw::connect(&place.path());
+        for _ in 0..1000 {
+            raw.refused(60, &[], &[]);
+        }
+    });
+    // What a port says in its first minute.
+    assert_eq!(lines.len(), 300, "{:#?}", lines.last());
+    let failed = format!("ERROR ({path}) request 60: not supported");
+    assert_eq!(lines.last(), Some(&failed));
+}

@@ -213,6 +213,66 @@ fn surplus_and_missing_files_are_refused_and_closed() {
 }
 
 #[test]
+fn files_do_not_pile_up_over_the_pieces_of_a_message() {
+    let place = Place::new();
+    let (endpoint, _) = place.serve();
+    let raw = Raw::connect(&place.path());
+    raw.get(GET_FEATURES);
+    let file = event();
+    let open = crate::open_files();
+    let many: Vec<&dyn AsFd> = (0..50).map(|_| &file as &dyn AsFd).collect();
+    let bytes = message(SET_MEM_TABLE, NEED_REPLY, &table(&[]));
+    for byte in &bytes[..11] {
+        raw.send(&[*byte], &many);
+    }
+    // As many as any message has.
+    crate::until(|| crate::open_files() == open + 32);
+
+    raw.send(&bytes[11..], &[]);
+
+    assert_eq!(raw.answer_u64(SET_MEM_TABLE), 1);
+    raw.sync();
+    assert_eq!(crate::open_files(), open);
+    drop(endpoint);
+    drop((raw, file));
+    place.no_file_left();
+}
+
+#[test]
+fn what_stands_behind_a_payload_means_nothing() {
+    let place = Place::new();
+    let (_endpoint, port) = place.serve();
+    let frontend = Frontend::connect(&place.path(), 2);
+    let raw = &frontend.raw;
+    let longer = |body: Vec<u8>| [body, vec![0xa5; 13]].concat();
+    raw.tell(GET_FEATURES, &longer(Vec::new()), &[]);
+    assert_eq!(raw.answer_u64(GET_FEATURES), offered());
+    raw.ok(SET_OWNER, &longer(Vec::new()), &[]);
+    raw.ok(SET_FEATURES, &longer(u64s(&[PLAIN])), &[]);
+    // Nor do the bytes behind the number of regions.
+    let regions = [[0, 0x4000, UVA, 0], [0x4000, 0x4000, UVA + 0x4000, 0x4000]];
+    let mut body = table(&regions);
+    body[4..8].fill(0xa5);
+    let files: [&dyn AsFd; 2] = [&frontend.memory, &frontend.memory];
+    raw.ok(SET_MEM_TABLE, &longer(body), &files);
+    for index in 0..2 {
+        let nth = index as usize;
+        let vring = u64s(&[index.into()]);
+        raw.ok(SET_VRING_NUM, &longer(u32s(&[index, RING_SIZE])), &[]);
+        raw.ok(SET_VRING_BASE, &longer(u32s(&[index, 0])), &[]);
+        raw.ok(SET_VRING_ADDR, &longer(Frontend::addresses(index)), &[]);
+        raw.ok(
+            SET_VRING_KICK,
+            &longer(vring.clone()),
+            &[&frontend.kicks[nth]],
+        );
+        raw.ok(SET_VRING_CALL, &longer(vring), &[&frontend.calls[nth]]);
+        raw.ok(SET_VRING_ENABLE, &longer(u32s(&[index, 1])), &[]);
+    }
+    assert!(matches!(port.wait_for(3)[2], Event::Up(_)));
+}
+
+#[test]
 fn files_of_vrings_must_be_eventfds_and_do_not_block_afterwards() {
     let place = Place::new();
     let (_endpoint, _) = place.serve();

@@ -368,6 +368,42 @@ fn vrings_beyond_the_queues_are_reported_but_not_kept() {
 }
 
 #[test]
+fn a_driver_without_mq_has_only_the_first_pair() {
+    let place = Place::new();
+    let (_endpoint, port) = place.serve();
+    let frontend = Frontend::connect(&place.path(), 6);
+    frontend.negotiate(PLAIN | VIRTIO_NET_F_MQ, STATUS);
+    frontend.start(0..6);
+    port.wait_for(6);
+    port.forget();
+
+    frontend.raw.ok(SET_FEATURES, &u64s(&[PLAIN]), &[]);
+
+    // Told before the answer; the others go on.
+    let ended = (2..6).map(|index| Event::Queue(index, false));
+    assert_eq!(port.events(), ended.collect::<Vec<_>>());
+    assert_eq!(port.given(), [0, 1]);
+    let kicks = (2..6).map(|index| Event::Kick(index, false));
+    let kicks: Vec<_> = kicks.collect();
+    assert!(port.kicks().ends_with(&kicks), "{:?}", port.kicks());
+    frontend.raw.sync();
+    assert_eq!(port.events().len(), 4);
+
+    // They are as if nobody had ever named them.
+    frontend.enable(2, 1);
+    frontend.raw.sync();
+    assert_eq!(port.given(), [0, 1]);
+    frontend
+        .raw
+        .ok(SET_FEATURES, &u64s(&[PLAIN | VIRTIO_NET_F_MQ]), &[]);
+    frontend.start(2..4);
+    assert_eq!(
+        port.wait_for(6)[4..],
+        [Event::Queue(2, true), Event::Queue(3, true)]
+    );
+}
+
+#[test]
 fn the_256th_vring_works_and_the_257th_ends_the_connection() {
     let place = Place::new();
     let (_endpoint, port) = place.serve();

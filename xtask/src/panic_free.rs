@@ -15,10 +15,18 @@ use crate::demo::built_driver;
 type CallGraph = BTreeMap<String, BTreeSet<String>>;
 
 /// Where the walk starts.
-const BODIES: [&str; 3] = [
+const BODIES: [&str; 4] = [
     "::datapath::dequeue::",
     "::datapath::enqueue::",
     "::datapath::offloaded::",
+    "::datapath::offloaded_dequeue::",
+];
+
+/// Not a body, although one of its types has the name: what control threads do with a queue that has
+/// engines.
+const CONTROL: [&str; 2] = [
+    " as rte_net_vhost::port::lane::Work>::",
+    "rte_net_vhost::port::lane::Lane<",
 ];
 
 /// Where it must not arrive.
@@ -79,6 +87,7 @@ pub(crate) fn panic_free(args: &[String]) -> Outcome {
 fn is_body(name: &str) -> bool {
     BODIES.iter().any(|part| name.contains(part))
         && !name.contains("::tests::")
+        && !CONTROL.iter().any(|part| name.contains(part))
         // What a queue has goes with the queue, not in a burst.
         && !name.starts_with("core::ptr::drop_in_place")
 }

@@ -26,6 +26,8 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "valgrind",
     "python3-pyelftools",
+    // Some kernels' modules are packed with it.
+    "xz-utils",
 ];
 
 /// Half of what we ask for is enough for two testpmd with room to spare.

@@ -17,7 +17,7 @@ use super::*;
 use crate::datapath::DmaCounters;
 use crate::testing::dma::{Fault, Faults, Faulty, SimEngine};
 use crate::testing::{
-    BUFFERS, Buffer, FakeDriver, FakeLog, FakePacket, FakePool, Frame, LogRing, RINGS, Used,
+    BUFFERS, Buffer, FakeDriver, FakeLog, FakePacket, FakePool, Frame, LogRing, NEXT, RINGS, Used,
 };
 use crate::virtio_net::{VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
 
@@ -682,6 +682,36 @@ fn after_a_drain_no_packet_is_out() {
 fn mappings_come_and_go_with_the_queue() {
     for (bench, faults) in faulty_benches(|_| {}) {
         assert!(faults.lock().unwrap().mappings > 0);
+        drop(bench);
+        assert_eq!(faults.lock().unwrap().mappings, 0);
+    }
+}
+
+/// 16: a region is too long for the engine; the others are its own.
+#[test]
+fn memory_that_cannot_be_mapped_is_the_cpus() {
+    for (mut bench, faults) in faulty_benches(|faults| faults.longest_mapping = 8 << 20) {
+        assert_eq!(
+            faults.lock().unwrap().refusals,
+            1,
+            "told once, of one region"
+        );
+        for nth in 0..16 {
+            let buffer = Buffer::writable(2048);
+            // Every other one in a short region.
+            let buffer = match nth % 2 {
+                0 => buffer,
+                _ => buffer.at(NEXT.start + nth * 2048),
+            };
+            bench.driver.offer(&[buffer]);
+        }
+        assert_eq!(bench.send(16, 1500), 16);
+        assert_eq!(bench.dma(|c| &c.copies), 8);
+        assert_eq!(bench.dma(|c| &c.cpu_noaddr), 8);
+        bench.settle();
+        assert_eq!(faults.lock().unwrap().refusals, 1);
+        let mapped = faults.lock().unwrap().mappings;
+        assert!(mapped > 0);
         drop(bench);
         assert_eq!(faults.lock().unwrap().mappings, 0);
     }

@@ -139,6 +139,9 @@ fn memory_is_mapped_for_the_first_and_unmapped_for_the_last() {
     assert_eq!(mappings(), 0);
     faults.lock().unwrap().unmappable = true;
     channel.map(page.as_ptr(), 8);
+    channel.map(page.as_ptr(), 8);
+    assert_eq!(faults.lock().unwrap().refusals, 1, "and told once");
+    channel.unmap(page.as_ptr(), 8);
     channel.unmap(page.as_ptr(), 8);
     assert_eq!(mappings(), 0, "what was not mapped is not unmapped");
 }

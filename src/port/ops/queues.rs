@@ -179,6 +179,10 @@ pub(super) unsafe extern "C" fn get_monitor_addr(
         let (Some(queue), Some(condition)) = (queue, condition) else {
             return -libc::EINVAL;
         };
+        if queue.under_way() != 0 {
+            // Copies end without a word that could be watched.
+            return -libc::EBUSY;
+        }
         let Some(monitor) = queue.vring().monitor() else {
             return -libc::EINVAL;
         };
@@ -387,7 +391,7 @@ pub(in crate::port) unsafe extern "C" fn rx_descriptor_status(
 ) -> c_int {
     guard::catch(-libc::EFAULT, || {
         // SAFETY: what rx queue setup stored (caller).
-        match unsafe { RxQueue::from_ptr(queue) }.map(|queue| queue.vring().slot(offset)) {
+        match unsafe { RxQueue::from_ptr(queue) }.map(|queue| queue.slot(offset)) {
             Some(Slot::Waits) => RTE_ETH_RX_DESC_DONE,
             Some(Slot::Empty) => RTE_ETH_RX_DESC_AVAIL,
             Some(Slot::NoRing) => RTE_ETH_RX_DESC_UNAVAIL,

@@ -215,7 +215,7 @@ impl VaryingOps for Ops {
             // The vrings of a port are in the process that made it.
             queue
                 .filter(|_| eal::is_primary())
-                .map_or(0, |queue| queue.vring().available())
+                .map_or(0, RxQueue::waiting)
         })
     }
 }

@@ -26,6 +26,7 @@ use super::postcopy::Postcopy;
 use super::say;
 use super::spawn::Spawn;
 use super::turn::{Turn, Vid};
+use super::voice::Voice;
 use super::vring::{SetupError, Translated, VringSetup};
 use super::{DeviceInfo, SessionConfig, SessionEvents};
 use crate::memory::{Access, DirtyLog, Iotlb, IovaRange, MemoryTable, Questions};
@@ -38,6 +39,7 @@ const STATUS_DRIVER_OK: u8 = 4;
 
 /// What a device has from its port.
 pub(super) struct Place {
+    pub(super) voice: Arc<Voice>,
     pub(super) config: Arc<SessionConfig>,
     pub(super) events: Arc<dyn SessionEvents>,
     pub(super) turn: Arc<Turn>,
@@ -147,8 +149,8 @@ impl Device {
         }
     }
 
-    fn iface(&self) -> &str {
-        &self.place.config.iface
+    fn iface(&self) -> &Voice {
+        &self.place.voice
     }
 
     /// Vring `index`; those below it come into being with it.
@@ -268,7 +270,7 @@ impl Device {
             let served = place.config.vrings;
             say!(
                 Warn,
-                place.config.iface,
+                place.voice,
                 "vring {index} is ready, but nobody polls it: the port serves {served} vrings"
             );
         }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use super::super::error::RequestError;
 use super::super::features::{
-    self, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_RING_PACKED,
+    self, VHOST_F_LOG_ALL, VHOST_USER_F_PROTOCOL_FEATURES, VIRTIO_F_RING_PACKED, VIRTIO_NET_F_MQ,
 };
 use super::super::say;
 use super::super::vring::eventfd;
@@ -48,7 +48,21 @@ impl Device {
             features::names(word)
         );
         self.while_paused(|device| device.features = word);
+        if !self.up && word & VIRTIO_NET_F_MQ == 0 {
+            self.keep_first_pair();
+        }
         Ok(())
+    }
+
+    /// What an earlier driver set up beyond its first queue pair means nothing to one that knows no
+    /// others.
+    fn keep_first_pair(&mut self) {
+        for index in self.indices(|_| true).into_iter().skip(2) {
+            self.pause(index);
+            self.forget_kick(index);
+            self.tell_not_ready(index);
+        }
+        self.vrings.truncate(2);
     }
 
     pub(in crate::session) fn negotiate_protocol(&mut self, word: u64) -> Result<(), RequestError> {

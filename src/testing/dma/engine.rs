@@ -150,6 +150,10 @@ pub struct Faults {
     pub lost_doorbells: u32,
     /// No memory can be mapped.
     pub unmappable: bool,
+    /// Nor any that is longer, when this is not 0.
+    pub longest_mapping: usize,
+    /// Calls of `map` that were refused.
+    pub refusals: u32,
     /// A report of a copy that was never given.
     pub invented: bool,
     /// Calls of `map` less those of `unmap`.
@@ -173,6 +177,8 @@ pub struct Faulty<E> {
     twice: Vec<Tag>,
     /// Behind a halt.
     waiting: Vec<(Transfer, Tag)>,
+    /// Memory that could not be mapped.
+    refused: Vec<(usize, usize)>,
     lost: usize,
     halts: bool,
 }
@@ -187,6 +193,7 @@ impl<E: Engine> Faulty<E> {
             reports: Vec::new(),
             twice: Vec::new(),
             waiting: Vec::new(),
+            refused: Vec::new(),
             lost: 0,
             halts: false,
         };
@@ -302,7 +309,11 @@ impl<E: Engine> Engine for Faulty<E> {
     }
 
     fn translate(&self, va: *const u8, len: u32) -> Option<Addr> {
-        self.inner.translate(va, len)
+        let inside = |&(start, size): &(usize, usize)| va.addr().wrapping_sub(start) < size;
+        match self.refused.iter().any(inside) {
+            true => None,
+            false => self.inner.translate(va, len),
+        }
     }
 
     fn max_copy(&self) -> u32 {
@@ -311,7 +322,10 @@ impl<E: Engine> Engine for Faulty<E> {
 
     fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
         let mut faults = self.faults.lock().unwrap();
-        if faults.unmappable {
+        let too_long = faults.longest_mapping != 0 && len > faults.longest_mapping;
+        if faults.unmappable || too_long {
+            faults.refusals += 1;
+            self.refused.push((va.addr(), len));
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         }
         faults.mappings += 1;

@@ -1,0 +1,407 @@
+//! A queue that has copy engines (`dmas=`).
+//!
+//! Its virtqueue is here and not in the gate of its vring: more than one thread works on it. Before
+//! anything changes that the engines could notice, the queue is emptied. What an rx queue had under
+//! way is kept then, until the next burst asks for it.
+
+use std::collections::VecDeque;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::lock;
+use super::packet::{RxPool, Slot, TxRelease};
+use super::queue::{RxQueue, TxQueue};
+use crate::datapath::{Offloaded, OffloadedDequeue, QueueCounters, Release};
+use crate::dma::channel::Channel;
+use crate::dpdk::eal;
+use crate::virtqueue::{Allow, SharedGate, Virtqueue};
+
+/// How often a burst looks whether another thread has left the queue.
+const LOOKS: u32 = 2000;
+
+/// A virtqueue with engines, of either direction.
+pub(super) trait Work: Sized {
+    /// The queue that it is of.
+    type Queue;
+    /// Packets that wait for a burst.
+    type Kept: Default;
+
+    /// With `channels`, which get copies of at least `threshold` bytes.
+    fn new(virtqueue: Virtqueue, channels: &[Arc<Channel>], threshold: u32) -> Self;
+    /// The virtqueue.
+    fn virtqueue_mut(&mut self) -> &mut Virtqueue;
+    /// The virtqueue, without engines.
+    fn into_virtqueue(self) -> Virtqueue;
+    /// Packets under way.
+    fn under_way(&self) -> u32;
+    /// Waits until there are none, or an engine may write for ever.
+    fn drain(&mut self, queue: &Self::Queue, kept: &Self::Kept);
+    /// A look while nobody else looks.
+    fn tick(&mut self, queue: &Self::Queue, kept: &Self::Kept, now: Instant);
+}
+
+/// A tx queue with engines.
+pub(super) type TxLane = Lane<Offloaded<TxRelease>>;
+/// An rx queue with engines.
+pub(super) type RxLane = Lane<OffloadedDequeue<RxPool>>;
+
+/// A queue with engines.
+pub(super) struct Lane<W: Work> {
+    gate: SharedGate<W>,
+    /// From the first start of the port on.
+    channels: Mutex<Vec<Arc<Channel>>>,
+    threshold: u32,
+    /// The queue while it is set up; changed only while nobody is in the gate.
+    queue: AtomicPtr<W::Queue>,
+    /// Packets under way, as of the last look.
+    under_way: AtomicU32,
+    kept: W::Kept,
+    /// Engines may not touch the guest's memory just now.
+    suspended: AtomicBool,
+}
+
+impl<W: Work> Lane<W> {
+    pub(super) fn new(threshold: u32) -> Self {
+        Self {
+            gate: SharedGate::default(),
+            channels: Mutex::default(),
+            threshold,
+            queue: AtomicPtr::default(),
+            under_way: AtomicU32::new(0),
+            kept: W::Kept::default(),
+            suspended: AtomicBool::new(false),
+        }
+    }
+
+    /// Copies of so many bytes are the engines'.
+    pub(super) fn threshold(&self) -> u32 {
+        self.threshold
+    }
+
+    /// The queue, for those in the gate; without one nothing is under way.
+    fn queue(&self) -> Option<&W::Queue> {
+        // SAFETY: null, or a queue that is set up: `forget` takes it away before it is freed, and
+        // waits for those in the gate. It is only ever shared.
+        unsafe { self.queue.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// Works for `queue`, until [`forget`](Self::forget).
+    pub(super) fn serve(&self, queue: NonNull<W::Queue>) {
+        self.gate
+            .with(|_| self.queue.store(queue.as_ptr(), Ordering::Relaxed));
+    }
+
+    /// The queue is about to go.
+    pub(super) fn forget(&self) {
+        self.gate.with(|work| {
+            if let Some(work) = work {
+                self.empty(work);
+            }
+            self.queue.store(ptr::null_mut(), Ordering::Relaxed);
+        });
+    }
+
+    /// Whether it has its engines.
+    pub(super) fn is_equipped(&self) -> bool {
+        !lock(&self.channels).is_empty()
+    }
+
+    /// Has the engines from now on, also for a virtqueue that is here already.
+    pub(super) fn equip(&self, channels: Vec<Arc<Channel>>) {
+        *lock(&self.channels) = channels;
+        self.renew();
+    }
+
+    /// Has no engines for a while, or has them again.
+    pub(super) fn suspend(&self, suspended: bool) {
+        self.suspended.store(suspended, Ordering::Relaxed);
+        self.renew();
+    }
+
+    /// Has none any more, for virtqueues to come.
+    pub(super) fn unequip(&self) {
+        lock(&self.channels).clear();
+    }
+
+    fn renew(&self) {
+        if let Some(virtqueue) = self.take() {
+            self.give(virtqueue);
+        }
+    }
+
+    /// Takes a virtqueue to work on. One that was there before comes back.
+    pub(super) fn give(&self, virtqueue: Virtqueue) -> Option<Virtqueue> {
+        let channels = lock(&self.channels);
+        let channels = match self.suspended.load(Ordering::Relaxed) {
+            true => &[],
+            false => channels.as_slice(),
+        };
+        let work = W::new(virtqueue, channels, self.threshold);
+        let before = self.take();
+        self.gate.install(work);
+        before
+    }
+
+    /// Empties the queue and takes the virtqueue out.
+    pub(super) fn take(&self) -> Option<Virtqueue> {
+        let work = self.gate.take_after(|work| self.empty(work))?;
+        Some(work.into_virtqueue())
+    }
+
+    /// Allows something.
+    pub(super) fn allow(&self, what: Allow) {
+        self.gate.allow(what);
+    }
+
+    /// Forbids it, and empties the queue; nobody is in the gate then.
+    pub(super) fn forbid(&self, what: Allow) {
+        self.gate.forbid(what, |work| self.empty(work));
+    }
+
+    /// Empties the queue.
+    pub(super) fn drain(&self) {
+        self.gate.with(|work| {
+            if let Some(work) = work {
+                self.empty(work);
+            }
+        });
+    }
+
+    /// Empties the queue, and runs `job` on its virtqueue.
+    pub(super) fn alter(&self, job: &mut dyn FnMut(&mut Virtqueue)) {
+        self.gate.with(|work| {
+            if let Some(work) = work {
+                self.empty(work);
+                job(work.virtqueue_mut());
+            }
+        });
+    }
+
+    fn empty(&self, work: &mut W) {
+        if let Some(queue) = self.queue() {
+            work.drain(queue, &self.kept);
+        }
+        self.note(work);
+    }
+
+    #[inline]
+    fn note(&self, work: &W) {
+        self.under_way.store(work.under_way(), Ordering::Relaxed);
+    }
+
+    /// Packets under way.
+    #[inline]
+    pub(super) fn under_way(&self) -> u32 {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// Whether packets are under way.
+    #[inline]
+    pub(super) fn is_busy(&self) -> bool {
+        self.under_way() != 0
+    }
+
+    /// Looks after packets under way, unless somebody else works on the queue; whether there are any
+    /// then.
+    pub(super) fn tick(&self, now: Instant) -> bool {
+        if self.is_busy() {
+            self.gate.enter(1, |work| {
+                if let Some(queue) = self.queue() {
+                    work.tick(queue, &self.kept, now);
+                }
+                self.note(work);
+            });
+        }
+        self.is_busy()
+    }
+}
+
+impl TxLane {
+    /// Sends `packets`, counting in `counters`, which are those of the queue; how many were taken, and
+    /// where the ring goes on. `None`: the gate is closed.
+    #[inline]
+    pub(super) fn send(&self, packets: &[Slot], counters: &QueueCounters) -> Option<(usize, u16)> {
+        self.gate.enter(LOOKS, |offloaded| {
+            let sent = offloaded.send(&TxRelease, packets, counters);
+            self.note(offloaded);
+            (sent, offloaded.virtqueue().position())
+        })
+    }
+
+    /// Polls the engines, unless somebody else works on the queue; `most` packets are released at
+    /// most. How many were.
+    #[inline]
+    pub(super) fn reap(&self, most: usize) -> usize {
+        let reaped = self.gate.enter(1, |offloaded| {
+            let queue = self.queue()?;
+            let reaped = offloaded.reap(&TxRelease, most, &queue.stats.counters);
+            self.note(offloaded);
+            Some(reaped)
+        });
+        reaped.flatten().unwrap_or(0)
+    }
+}
+
+impl Work for Offloaded<TxRelease> {
+    type Queue = TxQueue;
+    type Kept = ();
+
+    fn new(virtqueue: Virtqueue, channels: &[Arc<Channel>], threshold: u32) -> Self {
+        Self::new(virtqueue, channels, threshold, eal::max_simd_bits())
+    }
+
+    fn virtqueue_mut(&mut self) -> &mut Virtqueue {
+        self.virtqueue_mut()
+    }
+
+    fn into_virtqueue(self) -> Virtqueue {
+        self.into_virtqueue()
+    }
+
+    #[inline]
+    fn under_way(&self) -> u32 {
+        self.len()
+    }
+
+    fn drain(&mut self, queue: &TxQueue, (): &()) {
+        self.drain(&TxRelease, &queue.stats.counters);
+    }
+
+    fn tick(&mut self, queue: &TxQueue, (): &(), now: Instant) {
+        self.watch(now);
+        self.reap(&TxRelease, usize::MAX, &queue.stats.counters);
+    }
+}
+
+/// Received packets that no burst has asked for yet. Their chains are the driver's again.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    packets: Mutex<VecDeque<Slot>>,
+    /// How many there are.
+    count: AtomicU32,
+    /// Where the oldest frame under way stood at the last tick.
+    stood: AtomicU32,
+}
+
+impl Kept {
+    fn note(&self, packets: &VecDeque<Slot>) {
+        let count = u32::try_from(packets.len()).unwrap_or(u32::MAX);
+        self.count.store(count, Ordering::Relaxed);
+    }
+
+    fn keep(&self, packets: &[Slot]) {
+        let mut all = lock(&self.packets);
+        all.extend(packets);
+        self.note(&all);
+    }
+
+    #[inline]
+    fn count(&self) -> u32 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Hands packets out in their order; the number of places that were filled.
+    #[inline]
+    fn hand_out(&self, out: &mut [Slot]) -> usize {
+        match self.count() {
+            0 => 0,
+            _ => self.hand_some_out(out),
+        }
+    }
+
+    #[cold]
+    fn hand_some_out(&self, out: &mut [Slot]) -> usize {
+        let mut all = lock(&self.packets);
+        let count = out.len().min(all.len());
+        for (to, from) in out.iter_mut().zip(all.drain(..count)) {
+            *to = from;
+        }
+        self.note(&all);
+        count
+    }
+
+    fn release(&self) {
+        let mut all = lock(&self.packets);
+        TxRelease.release(all.make_contiguous());
+        all.clear();
+        self.note(&all);
+    }
+}
+
+impl RxLane {
+    /// Receives packets into `out` for `queue`, which is the lane's; the number of places that were
+    /// filled, and where the ring goes on. `before` fills the first places when the gate is open.
+    #[inline]
+    pub(super) fn receive(
+        &self,
+        queue: &RxQueue,
+        out: &mut [Slot],
+        before: impl FnOnce(&mut [Slot]) -> usize,
+    ) -> (usize, Option<u16>) {
+        let entered = self.gate.enter(LOOKS, |offloaded| {
+            let mut received = before(out);
+            // While this is in the gate nobody keeps more.
+            let rest = out.get_mut(received..).unwrap_or_default();
+            received += self.kept.hand_out(rest);
+            let rest = out.get_mut(received..).unwrap_or_default();
+            if !rest.is_empty() {
+                let counters = &queue.stats.counters;
+                received += offloaded.receive(queue.pool(), rest, counters);
+            }
+            self.note(offloaded);
+            (received, Some(offloaded.virtqueue().position()))
+        });
+        // What was received before the link went down is the application's.
+        entered.unwrap_or_else(|| (self.kept.hand_out(out), None))
+    }
+
+    /// Packets that were received and that no burst has asked for.
+    #[inline]
+    pub(super) fn kept(&self) -> u32 {
+        self.kept.count()
+    }
+
+    /// Frees them: the queue is stopped, or goes.
+    pub(super) fn release_kept(&self) {
+        self.kept.release();
+    }
+}
+
+impl Work for OffloadedDequeue<RxPool> {
+    type Queue = RxQueue;
+    type Kept = Kept;
+
+    fn new(virtqueue: Virtqueue, channels: &[Arc<Channel>], threshold: u32) -> Self {
+        Self::new(virtqueue, channels, threshold, eal::max_simd_bits())
+    }
+
+    fn virtqueue_mut(&mut self) -> &mut Virtqueue {
+        self.virtqueue_mut()
+    }
+
+    fn into_virtqueue(self) -> Virtqueue {
+        self.into_virtqueue()
+    }
+
+    #[inline]
+    fn under_way(&self) -> u32 {
+        self.len()
+    }
+
+    fn drain(&mut self, queue: &RxQueue, kept: &Kept) {
+        let mut keep = |packets: &[Slot]| kept.keep(packets);
+        self.drain(queue.pool(), &mut keep, &queue.stats.counters);
+    }
+
+    fn tick(&mut self, queue: &RxQueue, kept: &Kept, now: Instant) {
+        self.watch(now);
+        // Whoever polls takes them himself.
+        let first = self.first();
+        if kept.stood.swap(first, Ordering::Relaxed) == first {
+            let mut keep = |packets: &[Slot]| kept.keep(packets);
+            self.reap(queue.pool(), &mut keep, &queue.stats.counters);
+        }
+    }
+}
