@@ -392,18 +392,19 @@ impl Guest {
             let boots = options.contains("bootindex");
             let firmware = if boots { "" } else { ",romfile=" };
             let device = format!("virtio-net-pci,netdev=net{id},mac={mac},vectors=0{firmware}");
+            let lazy = iommu == Iommu::Lazy;
             let iommu = match iommu {
                 Iommu::Absent => "",
                 _ => ",disable-legacy=on,iommu_platform=on,ats=on",
             };
-            let bus = if iommu.is_empty() {
-                String::new()
-            } else {
+            let bus = if lazy {
                 // Only there a NIC is a PCI Express device and has ATS, without which QEMU 7.2 does not tell
                 // a backend of a driver's flushes.
                 let port = format!("pcie-root-port,id=port{id},chassis={id},slot={id}");
                 command.args(["-device", &port]);
                 format!(",bus=port{id}")
+            } else {
+                String::new()
             };
             command.args(["-device", &format!("{device}{many}{iommu}{bus}{options}")]);
         }
