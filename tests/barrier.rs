@@ -1,4 +1,7 @@
 //! The gate where the kernel has no membarrier(2) for us, from the start or from one moment on.
+//!
+//! Not in a binary that has the plugin's constructor, which asks the kernel before a test can.
+#![cfg(not(feature = "dpdk"))]
 
 use std::env;
 use std::process::Command;

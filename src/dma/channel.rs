@@ -48,7 +48,7 @@ struct Inner {
     /// Reports when the watchdog looked last, and since when there were no others.
     watched: Option<(u64, Instant)>,
     /// The watchdog rang the doorbell again.
-    nudged: bool,
+    nudged: Option<Instant>,
     mappings: Vec<Mapping>,
     /// It is dead.
     halted: Option<Halted>,
@@ -166,7 +166,7 @@ impl Channel {
                 clock: 0,
                 recoveries: [None; RECOVERIES],
                 watched: None,
-                nudged: false,
+                nudged: None,
                 mappings: Vec::new(),
                 halted: None,
             }),
@@ -303,7 +303,8 @@ impl Channel {
     }
 
     /// The watchdog: an engine that has copies and reports none for half of its patience is told of
-    /// them again; after all of it, it is dead. To be called every few milliseconds.
+    /// them again, and is dead when it reports none for the other half. To be called every few
+    /// milliseconds; when it is called late, no engine dies of that.
     pub fn watch(&self, now: Instant) {
         if self.is_dead() {
             return;
@@ -321,16 +322,22 @@ impl Channel {
         match inner.watched {
             Some((seen, since)) if seen == reported => {
                 let still = now.saturating_duration_since(since);
-                if still >= self.patience {
-                    self.bury(&mut inner, "it finishes no copy any more");
-                } else if still >= self.patience / 2 && !std::mem::replace(&mut inner.nudged, true)
-                {
-                    self.wake(&mut inner);
+                match inner.nudged {
+                    Some(nudged) => {
+                        if now.saturating_duration_since(nudged) >= self.patience / 2 {
+                            self.bury(&mut inner, "it finishes no copy any more");
+                        }
+                    }
+                    None if still >= self.patience / 2 => {
+                        inner.nudged = Some(now);
+                        self.wake(&mut inner);
+                    }
+                    None => {}
                 }
             }
             _ => {
                 inner.watched = Some((reported, now));
-                inner.nudged = false;
+                inner.nudged = None;
             }
         }
     }

@@ -100,8 +100,10 @@ impl Engines {
     }
 
     /// Polls until `land` says that nothing is under way any more, for as long as the engines
-    /// may be silent; then
-    /// ends the engines that are late. For control threads: others are waited for.
+    /// may be silent; then ends the engines that are late. For control threads: others are waited for.
+    ///
+    /// An engine that was told again has half of that time since then: this thread may itself have
+    /// been late.
     pub fn drain(&self, mut land: impl FnMut() -> bool) -> Drained {
         if land() {
             return Drained::InTime;
@@ -109,19 +111,20 @@ impl Engines {
         let began = Instant::now();
         let patience = self.lines.iter().map(|line| line.channel.patience());
         let patience = patience.max().unwrap_or_default();
-        let mut nudged = false;
+        let mut nudged = None::<Instant>;
         loop {
             self.lines.iter().for_each(|line| line.channel.reap_now());
             if land() {
                 return Drained::InTime;
             }
-            let waited = began.elapsed();
+            let over = nudged.is_some_and(|nudged| nudged.elapsed() >= patience / 2);
             // What a dead engine has not given back it never will.
-            if waited >= patience || self.are_dead() {
+            if over || self.are_dead() {
                 break;
             }
-            if waited >= patience / 2 && !std::mem::replace(&mut nudged, true) {
+            if nudged.is_none() && began.elapsed() >= patience / 2 {
                 self.lines.iter().for_each(|line| line.channel.nudge());
+                nudged = Some(Instant::now());
             }
             std::thread::yield_now();
         }
