@@ -156,7 +156,6 @@ fn a_guest_with_packed_rings_and_2_queues_moves_while_streams_flow() -> Outcome 
 }
 
 #[test]
-#[ignore = "passes since the guest's memory is no multiple of 64 pages (see MEMORY_KB), but was not run often enough yet"]
 fn a_guest_behind_an_iommu_moves_while_streams_flow() -> Outcome {
     moves_with_streams("guest-migration-iommu", "", 1, Iommu::Strict)
 }
@@ -204,7 +203,6 @@ fn datagrams_that_an_engine_wrote_move_unharmed() -> Outcome {
 }
 
 #[test]
-#[ignore = "passes since the guest's memory is no multiple of 64 pages (see MEMORY_KB), but was not run often enough yet"]
 fn a_guest_behind_an_iommu_moves_while_an_engine_writes() -> Outcome {
     let test = "guest-migration-dma-iommu";
     if common::ours_only(test)?.is_none() {
