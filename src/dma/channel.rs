@@ -322,17 +322,16 @@ impl Channel {
         match inner.watched {
             Some((seen, since)) if seen == reported => {
                 let still = now.saturating_duration_since(since);
+                let half = self.patience / 2;
                 match inner.nudged {
-                    Some(nudged) => {
-                        if now.saturating_duration_since(nudged) >= self.patience / 2 {
-                            self.bury(&mut inner, "it finishes no copy any more");
-                        }
+                    Some(nudged) if now.saturating_duration_since(nudged) >= half => {
+                        self.bury(&mut inner, "it finishes no copy any more");
                     }
-                    None if still >= self.patience / 2 => {
+                    None if still >= half => {
                         inner.nudged = Some(now);
                         self.wake(&mut inner);
                     }
-                    None => {}
+                    _ => {}
                 }
             }
             _ => {
