@@ -11,9 +11,9 @@ use std::sync::mpsc;
 use std::thread;
 
 use common::migration::{
-    Datagrams, Echo, HOST, LARGE_MTU, MAC, Wire, bridge, nic, wait_for_status,
+    Datagrams, Echo, HOST, LARGE_MTU, MAC, Wire, bridge, bridge_again, nic, wait_for_status,
 };
-use common::{Guest, Image, Iommu, Lab, Namespace, Nic, Outcome, SOON, Testpmd};
+use common::{Guest, Image, Iommu, Lab, Machine, Namespace, Nic, Outcome, SOON, Testpmd};
 
 /// Two ports, and a guest at the first.
 struct Stage {
@@ -28,30 +28,29 @@ struct Stage {
 impl Stage {
     /// `None` when there can be no guest here.
     fn new(test: &str, options: &'static str, queues: u16, iommu: Iommu) -> Outcome<Option<Self>> {
-        Self::with(test, Wire::Tap, options, queues, iommu, "")
+        let machine = Machine {
+            nic: options,
+            queues,
+            iommu,
+            ..Machine::PLAIN
+        };
+        Self::with(test, Wire::Tap, machine, "")
     }
 
     /// With more devargs for the ports, beginning with a comma.
-    fn with(
-        test: &str,
-        wire: Wire,
-        options: &'static str,
-        queues: u16,
-        iommu: Iommu,
-        more: &str,
-    ) -> Outcome<Option<Self>> {
+    fn with(test: &str, wire: Wire, machine: Machine, more: &str) -> Outcome<Option<Self>> {
         let lab = Lab::new(test)?;
         let Some(image) = Image::for_test(test, &lab)? else {
             return Ok(None);
         };
         let namespace = Namespace::new()?;
-        let devargs = match iommu {
+        let devargs = match machine.iommu {
             Iommu::Absent => "",
             _ => ",iommu-support=1",
         };
         let devargs = format!("{devargs}{more}");
-        let back = bridge(&lab, &namespace, wire, queues, &devargs)?;
-        let nics = [0, 1].map(|id| [nic(id, options, queues, iommu)]);
+        let back = bridge(&lab, &namespace, wire, machine.queues, &devargs)?;
+        let nics = [0, 1].map(|id| [nic(id, machine)]);
         let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics[0])?;
         guest.wait_for_boot()?;
         guest.reach_the_backend()?;
@@ -63,6 +62,13 @@ impl Stage {
             nics,
             guest,
         }))
+    }
+
+    /// Datagrams as long as the network lets through.
+    fn datagrams(&mut self) -> Outcome<Datagrams> {
+        const UDP_AND_IP: u32 = 28;
+        let length = u32::from(LARGE_MTU) - UDP_AND_IP;
+        Datagrams::begin(&self.namespace, &mut self.guest, length)
     }
 
     fn echo(&mut self, port: u16) -> Outcome<Echo> {
@@ -160,17 +166,23 @@ fn a_guest_behind_an_iommu_moves_while_streams_flow() -> Outcome {
     moves_with_streams("guest-migration-iommu", "", 1, Iommu::Strict)
 }
 
+/// A machine with pages as buffers, for frames that nearly fill one.
+fn big_pages(nic: &'static str) -> Machine {
+    Machine {
+        nic,
+        ..Machine::PLAIN
+    }
+}
+
 /// The guest has pages as buffers, each of which a datagram nearly fills: what remains is too small for
 /// anything that the guest's kernel keeps beside a packet. So nobody but the port writes such a page, and
 /// what a socket holds is not written again: the page arrives only if the port says that it wrote it.
 fn datagrams_arrive_whole(test: &str, options: &'static str, more: &str) -> Outcome {
-    const UDP_AND_IP: u32 = 28;
-    let stage = Stage::with(test, Wire::Packets, options, 1, Iommu::Absent, more)?;
+    let stage = Stage::with(test, Wire::Packets, big_pages(options), more)?;
     let Some(mut stage) = stage else {
         return Ok(());
     };
-    let length = u32::from(LARGE_MTU) - UDP_AND_IP;
-    let datagrams = Datagrams::begin(&stage.namespace, &mut stage.guest, length)?;
+    let datagrams = stage.datagrams()?;
     datagrams.go_on(500)?;
     let before = datagrams.sent();
     stage.move_it()?;
@@ -208,7 +220,11 @@ fn a_guest_behind_an_iommu_moves_while_an_engine_writes() -> Outcome {
     if common::ours_only(test)?.is_none() {
         return Ok(());
     }
-    streams_flow(Stage::with(test, Wire::Tap, "", 1, Iommu::Strict, ENGINES)?)
+    let machine = Machine {
+        iommu: Iommu::Strict,
+        ..Machine::PLAIN
+    };
+    streams_flow(Stage::with(test, Wire::Tap, machine, ENGINES)?)
 }
 
 #[test]
@@ -237,6 +253,44 @@ fn an_aborted_migration_changes_nothing_and_the_next_one_arrives() -> Outcome {
     stage.move_it()?;
     echo.goes_on(1 << 20)?;
     echo.end()?;
+    stage.end()
+}
+
+#[test]
+fn a_backend_that_is_restarted_during_a_migration_goes_on_logging() -> Outcome {
+    let test = "guest-migration-restart";
+    if common::ours_only(test)?.is_none() {
+        return Ok(());
+    }
+    let machine = Machine {
+        socket: ",reconnect=1",
+        ..big_pages(",mrg_rxbuf=off,host_mtu=3960")
+    };
+    let Some(mut stage) = Stage::with(test, Wire::Packets, machine, "")? else {
+        return Ok(());
+    };
+    let datagrams = stage.datagrams()?;
+    datagrams.go_on(300)?;
+    let to = stage.begin("qemu-2", 1 << 20)?;
+    wait_for_status(&stage.guest, "active")?;
+    datagrams.go_on(300)?;
+    stage.back.kill();
+    stage.back = bridge_again(&stage.lab, &stage.namespace, 1, "")?;
+    stage.back.wait_for_link(0, true)?;
+    stage.guest.reach("10.0.0.1")?;
+    // Those of now were never seen by the first backend.
+    datagrams.go_on(500)?;
+    let status = stage.guest.qmp_with("query-migrate", "{}")?;
+    assert!(status.contains("\"status\": \"active\""), "{status}");
+    let quick = format!(r#"{{"max-bandwidth": {}}}"#, 40 << 20);
+    stage.guest.qmp_with("migrate-set-parameters", &quick)?;
+    stage.arrive(to)?;
+    datagrams.go_on(200)?;
+    let (sent, held) = datagrams.end(&mut stage.guest)?;
+    println!("    {sent} datagrams: {held:?}");
+    assert_eq!((held.bad, held.again), (0, 0), "{held:?} of {sent}");
+    // Without a backend, and while the guest is nowhere, datagrams are lost.
+    assert!(held.good >= 1000, "{held:?} of {sent}");
     stage.end()
 }
 

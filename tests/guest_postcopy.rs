@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::migration::{Echo, GUEST, HOST, Wire, bridge, nic, wait_for_status};
-use common::{Guest, Image, Iommu, Lab, Namespace, Nic, Outcome, Testpmd};
+use common::{Guest, Image, Lab, Machine, Namespace, Nic, Outcome, Testpmd};
 
 /// Datagrams for the guest that nobody there waits for, as long as this lives: our port is the first
 /// to touch the buffers into which they go.
@@ -105,7 +105,12 @@ fn moves(test: &str, options: &'static str, queues: u16) -> Outcome {
     let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
-    let nics = [0, 1].map(|id| [nic(id, options, queues, Iommu::Absent)]);
+    let machine = Machine {
+        nic: options,
+        queues,
+        ..Machine::PLAIN
+    };
+    let nics = [0, 1].map(|id| [nic(id, machine)]);
     let Moving {
         mut back,
         from,
@@ -153,7 +158,7 @@ fn a_guest_that_dies_in_the_middle_of_postcopy_leaves_the_port_alive() -> Outcom
     let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
     };
-    let nics = [0, 1].map(|id| [nic(id, "", 1, Iommu::Absent)]);
+    let nics = [0, 1].map(|id| [nic(id, Machine::PLAIN)]);
     let Moving {
         mut back,
         from,

@@ -31,17 +31,26 @@ pub(crate) enum Wire {
 pub(crate) const LARGE_MTU: u16 = 3960;
 
 impl Wire {
+    /// Makes what testpmd's device for link `id` must find.
+    fn lay(self, id: u8, namespace: &Namespace) -> Outcome {
+        if self == Self::Packets {
+            namespace.run(&format!("ip link add tap{id} type veth peer name end{id}"))?;
+            for end in ["tap", "end"] {
+                namespace.run(&format!("ip link set {end}{id} mtu {LARGE_MTU} up"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// testpmd's device for link `id`, whose other end is called `tap0`, `tap1`.
-    fn device(self, id: u8, namespace: &Namespace) -> Outcome<String> {
-        if self == Self::Tap {
-            return Ok(format!("net_tap{id},iface=tap{id}"));
+    fn device(self, id: u8) -> String {
+        match self {
+            Self::Tap => format!("net_tap{id},iface=tap{id}"),
+            Self::Packets => {
+                let ring = "blocksz=4096,framesz=4096,framecnt=512";
+                format!("net_af_packet{id},iface=end{id},{ring}")
+            }
         }
-        namespace.run(&format!("ip link add tap{id} type veth peer name end{id}"))?;
-        for end in ["tap", "end"] {
-            namespace.run(&format!("ip link set {end}{id} mtu {LARGE_MTU} up"))?;
-        }
-        let ring = "blocksz=4096,framesz=4096,framecnt=512";
-        Ok(format!("net_af_packet{id},iface=end{id},{ring}"))
     }
 
     fn testpmd(self) -> Vec<String> {
@@ -61,12 +70,46 @@ pub(crate) fn bridge(
     queues: u16,
     devargs: &str,
 ) -> Outcome<Testpmd> {
+    for id in 0..2 {
+        wire.lay(id, namespace)?;
+    }
+    let back = spawn_at(lab, namespace, wire, queues, devargs)?;
+    namespace.run("ip link add br0 type bridge")?;
+    for id in 0..2 {
+        namespace.run(&format!("ip link set tap{id} master br0 up"))?;
+    }
+    namespace.run(&format!("ip addr add {HOST}/24 dev br0"))?;
+    namespace.run("ip link set br0 up")?;
+    forward(back)
+}
+
+/// Another one in the place of one that was killed, at wires that have outlived it.
+pub(crate) fn bridge_again(
+    lab: &Lab,
+    namespace: &Namespace,
+    queues: u16,
+    devargs: &str,
+) -> Outcome<Testpmd> {
+    forward(spawn_at(lab, namespace, Wire::Packets, queues, devargs)?)
+}
+
+fn spawn_at(
+    lab: &Lab,
+    namespace: &Namespace,
+    wire: Wire,
+    queues: u16,
+    devargs: &str,
+) -> Outcome<Testpmd> {
     let mut eal = Driver::under_test()?.eal_args();
     for id in 0..2 {
         let socket = lab.path_text(&format!("s{id}"));
         let port = format!("net_vhost{id},iface={socket},queues={queues}{devargs}");
-        let device = wire.device(id, namespace)?;
-        eal.extend(["--vdev".to_owned(), port, "--vdev".to_owned(), device]);
+        eal.extend([
+            "--vdev".to_owned(),
+            port,
+            "--vdev".to_owned(),
+            wire.device(id),
+        ]);
     }
     let wrapper = namespace.wrapper();
     let wrapper = wrapper.each_ref().map(String::as_str);
@@ -75,28 +118,21 @@ pub(crate) fn bridge(
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
     let mut back = Testpmd::spawn_under(&wrapper, lab, "backend", &eal, &own)?;
     back.ready()?;
-    namespace.run("ip link add br0 type bridge")?;
-    for id in 0..2 {
-        namespace.run(&format!("ip link set tap{id} master br0 up"))?;
-    }
-    namespace.run(&format!("ip addr add {HOST}/24 dev br0"))?;
-    namespace.run("ip link set br0 up")?;
+    Ok(back)
+}
+
+fn forward(mut back: Testpmd) -> Outcome<Testpmd> {
     back.run("set fwd io retry")?;
     back.run("start")?;
     Ok(back)
 }
 
 /// The guest's NIC at port `id`.
-pub(crate) fn nic(id: u8, options: &'static str, queues: u16, iommu: Iommu) -> Nic {
+pub(crate) fn nic(id: u8, machine: Machine) -> Nic {
     Nic {
         file: format!("s{id}"),
         mac: MAC,
-        machine: Machine {
-            nic: options,
-            queues,
-            iommu,
-            ..Machine::PLAIN
-        },
+        machine,
     }
 }
 
