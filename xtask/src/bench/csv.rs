@@ -89,7 +89,7 @@ mod tests {
         let table = table(&[(&key, comparison)]);
 
         let counts: Vec<usize> = table.lines().map(|line| line.split(',').count()).collect();
-        assert_eq!(counts, [26, 26]);
+        assert_eq!(counts, [27, 27]);
         assert!(table.ends_with(
             "64,32,forward,rx,near,70.00,71.00,70.50,73.00,4,35.00,36.00,35.50,37.00,4,2.000,3,false\n"
         ));
