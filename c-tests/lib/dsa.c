@@ -89,10 +89,24 @@ make_device_file(void)
 	close(fd);
 }
 
+/* The page as DPDK's driver sees it: nothing there, so that each write comes to `stand_in`. */
+static uint8_t *portal;
+
+/* The line of `page` that is at `address` for whoever writes to a portal. */
+static atomic_ullong *
+line_at(uint64_t address)
+{
+	uint64_t at = address - (uint64_t)(uintptr_t)portal;
+
+	if (portal != NULL && at < PAGE)
+		return &page[at / 64 * LINE_WORDS];
+	return (atomic_ullong *)(uintptr_t)address;
+}
+
 /*
- * MOVDIR64B as DPDK and we use it, on processors without it: 66 [REX] 0f 38 f8 and one byte that
- * names two registers. It waits until the device has taken what is in the line: DPDK's driver
- * always writes to the same one.
+ * MOVDIR64B as DPDK and we use it: 66 [REX] 0f 38 f8 and one byte that names two registers. A
+ * processor that lacks it raises SIGILL, any other SIGSEGV at the portal. It waits until the device
+ * has taken what is in the line, as memory does not: DPDK's driver always writes to the same one.
  */
 static void
 stand_in(int signal_number, siginfo_t *info, void *context)
@@ -115,7 +129,7 @@ stand_in(int signal_number, siginfo_t *info, void *context)
 		signal(signal_number, SIG_DFL);
 		return;
 	}
-	line = (atomic_ullong *)saved[registers[(code[at + 3] >> 3 & 7) | (rex & 4) << 1]];
+	line = line_at((uint64_t)saved[registers[(code[at + 3] >> 3 & 7) | (rex & 4) << 1]]);
 	words = (const uint64_t *)saved[registers[(code[at + 3] & 7) | (rex & 1) << 3]];
 	while (atomic_load(line) != 0)
 		sched_yield();
@@ -146,6 +160,27 @@ dsa_create(enum dsa_way chosen, const char *name)
 	setenv("DSA_DEV_PATH", path_of("dev"), 1);
 	setenv("DSA_SYSFS_PATH", path_of("sys"), 1);
 	need(sigaction(SIGILL, &action, NULL) == 0, "sigaction");
+	need(sigaction(SIGSEGV, &action, NULL) == 0, "sigaction");
+}
+
+/* Finds the portal that DPDK's driver has mapped, if any, and takes its memory away. */
+static void
+guard_portal(void)
+{
+	char line[PATH_MAX + 128];
+	FILE *maps = fopen("/proc/self/maps", "r");
+
+	need(maps != NULL, "maps");
+	while (fgets(line, sizeof(line), maps) != NULL) {
+		uint8_t *start = (uint8_t *)(uintptr_t)strtoull(line, NULL, 16);
+
+		if (strstr(line, path_of("dev/wq0.0")) == NULL || start == (uint8_t *)page)
+			continue;
+		need(portal == NULL, "one portal");
+		need(mprotect(start, PAGE, PROT_NONE) == 0, "mprotect");
+		portal = start;
+	}
+	fclose(maps);
 }
 
 static void
@@ -268,6 +303,8 @@ work(void *unused)
 void
 dsa_start(void)
 {
+	if (way == DSA_PAGE)
+		guard_portal();
 	need(pthread_create(&device, NULL, work, NULL) == 0, "pthread_create");
 }
 

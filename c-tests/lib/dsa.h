@@ -11,7 +11,7 @@
 
 /* How descriptors reach the queue. */
 enum dsa_way {
-	/* A page to map, for MOVDIR64B; where the processor has none, a signal handler does it. */
+	/* A page to map, for MOVDIR64B, which a signal handler does, whatever the processor has. */
 	DSA_PAGE,
 	/* A pipe: it can be written, not mapped. */
 	DSA_PIPE,
