@@ -4,12 +4,13 @@
 
 mod common;
 
+use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::streams::{converse, noise, sha256, stream};
-use common::{Driver, Guest, Image, Lab, Machine, Namespace, Nic, Outcome, Testpmd};
+use common::{Driver, Guest, Image, Lab, Machine, Namespace, Nic, Outcome, SOON, Testpmd};
 
 /// One NIC of the guest, its port and its tap. The names of link 2: socket `s2`, guest's `eth2` with
 /// 10.0.2.2, host's `tap2` with 10.0.2.1, testpmd's ports 4 and 5.
@@ -332,13 +333,39 @@ fn large_frames_from_the_guest_are_cut_for_the_host() -> Outcome {
         bring_up(&mut guest, id.into(), link)?;
         streams(&lab, &mut guest, &namespace, id)?;
         if guest.features(&format!("eth{id}"))?.contains(&HOST_TSO4) {
-            let large = counter(&mut back, 2 * u16::from(id), "rx_q0_size_1519_max_packets")?;
-            assert!(large > 0, "link {id}: no large frame came");
+            let port = 2 * u16::from(id);
+            let mut large = || counter(&mut back, port, "rx_q0_size_1519_max_packets");
+            let before = large()?;
+            held_up(&lab, &mut guest, &namespace, id)?;
+            let frames = large()? - before;
+            println!("link {id}: {before} large frames, then {frames}");
+            assert!(frames > 0, "link {id}: no large frame came");
         }
     }
     guest.quit()?;
     back.quit()?;
     lab.finish()
+}
+
+/// A stream from the guest that nobody reads until much of it waits there: then it is sent in frames
+/// as large as may be. (What is read at once may never be more than one segment.)
+fn held_up(lab: &Lab, guest: &mut Guest, namespace: &Namespace, id: u8) -> Outcome {
+    const WAITS: &str = "grep -qE ' (0000[4-9A-F]...|000[1-9A-F]....):' /proc/net/tcp";
+    let failed = |error: std::io::Error| format!("link {id}: a stream that is held up: {error}");
+    let address = SocketAddr::from((Ipv4Addr::new(10, 0, id, 1), 5002));
+    let listener = namespace.listen(address)?;
+    guest.run(&format!("{{ nc 10.0.{id}.1 5002 </data & }}"))?;
+    let (mut socket, _) = listener.accept().map_err(failed)?;
+    socket.set_read_timeout(Some(SOON)).map_err(failed)?;
+    guest.run(&format!("until {WAITS}; do sleep 0.05; done"))?;
+    let mut bytes = Vec::new();
+    socket.read_to_end(&mut bytes).map_err(failed)?;
+    // The guest's end waits for this.
+    drop(socket);
+    let here = sha256(lab, &bytes)?;
+    let there = guest.run("wait; sha256sum </data")?;
+    assert!(there.starts_with(&here), "{} bytes: {there}", bytes.len());
+    Ok(())
 }
 
 /// One of a port's extended statistics.
