@@ -156,8 +156,10 @@ int frontend_ask(struct frontend *frontend, uint32_t request, const void *payloa
 int frontend_ask_u64(struct frontend *frontend, uint32_t request, uint64_t value);
 bool frontend_get_u64(struct frontend *frontend, uint32_t request, uint64_t *value);
 
-/* The steps of a normal start, each acknowledged. What is negotiated from now on, beside the usual. */
+/* What `frontend_negotiate` asks for from now on, beside the usual. */
 void frontend_also_wants(uint64_t protocol_features);
+
+/* The steps of a normal start, each acknowledged. */
 bool frontend_negotiate(struct frontend *frontend, uint64_t features);
 int frontend_set_memory(struct frontend *frontend);
 bool frontend_set_ring(struct frontend *frontend, uint32_t index, uint16_t size);

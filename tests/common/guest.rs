@@ -11,7 +11,7 @@ use super::{Lab, Outcome, Process};
 
 /// The guest's memory: 256 MB, and a little.
 ///
-/// QEMU before 9.0 has two ways to collect the pages that were written during a migration, and the one
+/// QEMU 7.2 has two ways to collect the pages that were written during a migration, and the one
 /// for memory of whole words of its bitmap (64 pages) forgets to tell the emulated processors, which go on
 /// to write such a page unseen: a guest that has moved dies of its own old data now and then.
 const MEMORY_KB: u32 = (256 << 10) + 8;

@@ -34,12 +34,7 @@ pub(super) fn tables(context: &Context, comparisons: &[(&Key, Comparison)]) -> S
         (Mode::LockStep, "Two cores in lock step", "Core cycles"),
         (Mode::Instructions, "Instructions", "Instructions"),
     ] {
-        let _ = write!(
-            text,
-            "\n### {title}\n\n{unit} per packet, {} → {} (ratio).\n\n\
-             | | split rx | split tx | packed rx | packed tx |\n|---|---|---|---|---|\n",
-            context.base, context.ours
-        );
+        let mut rows = String::new();
         for (size, burst, checksum, name) in ROWS {
             let cells = [false, true].map(|packed| {
                 [Direction::Rx, Direction::Tx].map(|direction| {
@@ -56,9 +51,19 @@ pub(super) fn tables(context: &Context, comparisons: &[(&Key, Comparison)]) -> S
             });
             let cells = cells.concat();
             if cells.iter().any(|cell| !cell.is_empty()) {
-                let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));
+                let _ = writeln!(rows, "| {name} | {} |", cells.join(" | "));
             }
         }
+        if rows.is_empty() {
+            continue;
+        }
+        let _ = write!(
+            text,
+            "\n### {title}\n\n{unit} per packet, {} → {} (ratio).\n\n\
+             | | split rx | split tx | packed rx | packed tx |\n|---|---|---|---|---|\n",
+            context.base, context.ours
+        );
+        text.push_str(&rows);
     }
     text.push_str(&means_and_rates(context, comparisons));
     text
@@ -158,6 +163,16 @@ mod tests {
 
         assert!(text.contains("| 64 B, burst 32 | 70 → 35 (2.00) |  |  |  |\n"));
         assert!(!text.contains("| 256 B"));
+    }
+
+    #[test]
+    fn a_part_that_was_not_measured_has_no_table() {
+        let (key, comparison) = one_comparison();
+
+        let text = tables(&context(), &[(&key, comparison)]);
+
+        assert!(text.contains("### One core, warm caches"));
+        assert!(!text.contains("### Instructions"));
     }
 
     #[test]
