@@ -54,8 +54,8 @@ const UNSAFE: &[&str] = &[
     "virtqueue/gate.rs",
     "datapath/copy.rs",
     "datapath/mover.rs",
-    "datapath/offloaded.rs",
-    "datapath/offloaded_dequeue.rs",
+    "datapath/offloaded/enqueue.rs",
+    "datapath/offloaded/fill.rs",
     // Calls what is compiled for more than every CPU.
     "datapath/level.rs",
     "memory/shared.rs",

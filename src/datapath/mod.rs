@@ -15,14 +15,12 @@ mod logging;
 mod mover;
 mod offload;
 mod offloaded;
-mod offloaded_dequeue;
 mod packet;
 mod select;
 mod underway;
 
 pub use counters::{DmaCounters, QueueCounters, SIZE_BINS, Tally, add};
-pub use offloaded::Offloaded;
-pub use offloaded_dequeue::OffloadedDequeue;
+pub use offloaded::{Dequeue, Direction, Enqueue, Offloaded};
 pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 // What a packet is asked, in the words of the layer below.
 pub use crate::virtio_net::{

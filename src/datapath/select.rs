@@ -5,8 +5,7 @@ use super::dequeue::dequeue_burst;
 use super::enqueue::enqueue_burst;
 use super::level::{Baseline, Level};
 use super::logging::{Logged, Logging, Unlogged};
-use super::offloaded::{Bodies, bodies};
-use super::offloaded_dequeue as incoming;
+use super::offloaded::{Dequeue, Enqueue};
 use super::{HEADER_12, IN_ORDER, MERGEABLE, OFFLOADS, PacketPool, QueueCounters, Release};
 use crate::memory::{Physical, Space, Translated};
 use crate::virtio_net::{
@@ -127,7 +126,7 @@ fn enqueue<R: Ring, S: Space, L: Logging, V: Level, P: Release>(features: u64) -
 }
 
 /// The same for a virtqueue with copy engines.
-pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue, simd_bits: u16) -> Bodies<P> {
+pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue, simd_bits: u16) -> Enqueue<P> {
     let plain = select_enqueue::<P>(vq, simd_bits);
     match (&vq.log, &vq.lookaside) {
         (None, None) => offloaded_of::<Physical, Unlogged, P>(vq, plain),
@@ -140,7 +139,7 @@ pub(super) fn select_offloaded<P: Release>(vq: &Virtqueue, simd_bits: u16) -> Bo
 fn offloaded_of<S: Space, L: Logging, P: Release>(
     vq: &Virtqueue,
     plain: EnqueueBurst<P>,
-) -> Bodies<P> {
+) -> Enqueue<P> {
     match &vq.ring {
         Layout::Split(_) => offloaded::<SplitRing, S, L, P>(vq.features(), plain),
         Layout::Packed(_) => offloaded::<PackedRing, S, L, P>(vq.features(), plain),
@@ -150,19 +149,16 @@ fn offloaded_of<S: Space, L: Logging, P: Release>(
 fn offloaded<R: Ring, S: Space, L: Logging, P: Release>(
     features: u64,
     plain: EnqueueBurst<P>,
-) -> Bodies<P> {
+) -> Enqueue<P> {
     match flags(features) & (HEADER_12 | MERGEABLE) {
-        0 => bodies::<R, S, L, P, 0>(plain),
-        HEADER_12 => bodies::<R, S, L, P, HEADER_12>(plain),
-        _ => bodies::<R, S, L, P, { HEADER_12 | MERGEABLE }>(plain),
+        0 => Enqueue::of::<R, S, L, 0>(plain),
+        HEADER_12 => Enqueue::of::<R, S, L, HEADER_12>(plain),
+        _ => Enqueue::of::<R, S, L, { HEADER_12 | MERGEABLE }>(plain),
     }
 }
 
 /// The bodies for frames from a virtqueue with copy engines.
-pub(super) fn select_incoming<P: PacketPool>(
-    vq: &Virtqueue,
-    simd_bits: u16,
-) -> incoming::Bodies<P> {
+pub(super) fn select_incoming<P: PacketPool>(vq: &Virtqueue, simd_bits: u16) -> Dequeue<P> {
     let plain = select_dequeue::<P>(vq, simd_bits);
     match (&vq.log, &vq.lookaside) {
         (None, None) => incoming_of::<Physical, Unlogged, P>(vq, plain),
@@ -175,7 +171,7 @@ pub(super) fn select_incoming<P: PacketPool>(
 fn incoming_of<S: Space, L: Logging, P: PacketPool>(
     vq: &Virtqueue,
     plain: DequeueBurst<P>,
-) -> incoming::Bodies<P> {
+) -> Dequeue<P> {
     match &vq.ring {
         Layout::Split(_) => incoming_on::<SplitRing, S, L, P>(vq.features(), plain),
         Layout::Packed(_) => incoming_on::<PackedRing, S, L, P>(vq.features(), plain),
@@ -185,11 +181,11 @@ fn incoming_of<S: Space, L: Logging, P: PacketPool>(
 fn incoming_on<R: Ring, S: Space, L: Logging, P: PacketPool>(
     features: u64,
     plain: DequeueBurst<P>,
-) -> incoming::Bodies<P> {
+) -> Dequeue<P> {
     // The rest costs little beside a doorbell, so it is asked for while the burst runs.
     let flags = flags(features);
     match flags & HEADER_12 {
-        0 => incoming::bodies::<R, S, L, P, 0>(plain, flags),
-        _ => incoming::bodies::<R, S, L, P, HEADER_12>(plain, flags),
+        0 => Dequeue::of::<R, S, L, 0>(plain, flags),
+        _ => Dequeue::of::<R, S, L, HEADER_12>(plain, flags),
     }
 }

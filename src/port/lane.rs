@@ -13,7 +13,7 @@ use std::time::Instant;
 use super::lock;
 use super::packet::{RxPool, Slot, TxRelease};
 use super::queue::{RxQueue, TxQueue};
-use crate::datapath::{Offloaded, OffloadedDequeue, QueueCounters, Release};
+use crate::datapath::{Dequeue, Direction, Enqueue, Offloaded, QueueCounters, Release};
 use crate::dma::channel::Channel;
 use crate::dpdk::eal;
 use crate::virtqueue::{Allow, SharedGate, Virtqueue};
@@ -21,35 +21,27 @@ use crate::virtqueue::{Allow, SharedGate, Virtqueue};
 /// How often a burst looks whether another thread has left the queue.
 const LOOKS: u32 = 2000;
 
-/// A virtqueue with engines, of either direction.
-pub(super) trait Work: Sized {
+/// A direction, as lanes see it.
+pub(super) trait Work: Direction {
     /// The queue that it is of.
     type Queue;
     /// Packets that wait for a burst.
     type Kept: Default;
 
-    /// With `channels`, which get copies of at least `threshold` bytes.
-    fn new(virtqueue: Virtqueue, channels: &[Arc<Channel>], threshold: u32) -> Self;
-    /// The virtqueue.
-    fn virtqueue_mut(&mut self) -> &mut Virtqueue;
-    /// The virtqueue, without engines.
-    fn into_virtqueue(self) -> Virtqueue;
-    /// Packets under way.
-    fn under_way(&self) -> u32;
-    /// Waits until there are none, or an engine may write for ever.
-    fn drain(&mut self, queue: &Self::Queue, kept: &Self::Kept);
-    /// A look while nobody else looks.
-    fn tick(&mut self, queue: &Self::Queue, kept: &Self::Kept, now: Instant);
+    /// Waits until nothing is under way, or an engine may write for ever.
+    fn drain(offloaded: &mut Offloaded<Self>, queue: &Self::Queue, kept: &Self::Kept);
+    /// A poll while nobody else polls.
+    fn poll(offloaded: &mut Offloaded<Self>, queue: &Self::Queue, kept: &Self::Kept);
 }
 
 /// A tx queue with engines.
-pub(super) type TxLane = Lane<Offloaded<TxRelease>>;
+pub(super) type TxLane = Lane<Enqueue<TxRelease>>;
 /// An rx queue with engines.
-pub(super) type RxLane = Lane<OffloadedDequeue<RxPool>>;
+pub(super) type RxLane = Lane<Dequeue<RxPool>>;
 
 /// A queue with engines.
 pub(super) struct Lane<W: Work> {
-    gate: SharedGate<W>,
+    gate: SharedGate<Offloaded<W>>,
     /// From the first start of the port on.
     channels: Mutex<Vec<Arc<Channel>>>,
     threshold: u32,
@@ -95,9 +87,9 @@ impl<W: Work> Lane<W> {
 
     /// The queue is about to go.
     pub(super) fn forget(&self) {
-        self.gate.with(|work| {
-            if let Some(work) = work {
-                self.empty(work);
+        self.gate.with(|offloaded| {
+            if let Some(offloaded) = offloaded {
+                self.empty(offloaded);
             }
             self.queue.store(ptr::null_mut(), Ordering::Relaxed);
         });
@@ -138,16 +130,16 @@ impl<W: Work> Lane<W> {
             true => &[],
             false => channels.as_slice(),
         };
-        let work = W::new(virtqueue, channels, self.threshold);
+        let offloaded = Offloaded::new(virtqueue, channels, self.threshold, eal::max_simd_bits());
         let before = self.take();
-        self.gate.install(work);
+        self.gate.install(offloaded);
         before
     }
 
     /// Empties the queue and takes the virtqueue out.
     pub(super) fn take(&self) -> Option<Virtqueue> {
-        let work = self.gate.take_after(|work| self.empty(work))?;
-        Some(work.into_virtqueue())
+        let offloaded = self.gate.take_after(|offloaded| self.empty(offloaded))?;
+        Some(offloaded.into_virtqueue())
     }
 
     /// Allows something.
@@ -157,38 +149,38 @@ impl<W: Work> Lane<W> {
 
     /// Forbids it, and empties the queue; nobody is in the gate then.
     pub(super) fn forbid(&self, what: Allow) {
-        self.gate.forbid(what, |work| self.empty(work));
+        self.gate.forbid(what, |offloaded| self.empty(offloaded));
     }
 
     /// Empties the queue.
     pub(super) fn drain(&self) {
-        self.gate.with(|work| {
-            if let Some(work) = work {
-                self.empty(work);
+        self.gate.with(|offloaded| {
+            if let Some(offloaded) = offloaded {
+                self.empty(offloaded);
             }
         });
     }
 
     /// Empties the queue, and runs `job` on its virtqueue.
     pub(super) fn alter(&self, job: &mut dyn FnMut(&mut Virtqueue)) {
-        self.gate.with(|work| {
-            if let Some(work) = work {
-                self.empty(work);
-                job(work.virtqueue_mut());
+        self.gate.with(|offloaded| {
+            if let Some(offloaded) = offloaded {
+                self.empty(offloaded);
+                job(offloaded.virtqueue_mut());
             }
         });
     }
 
-    fn empty(&self, work: &mut W) {
+    fn empty(&self, offloaded: &mut Offloaded<W>) {
         if let Some(queue) = self.queue() {
-            work.drain(queue, &self.kept);
+            W::drain(offloaded, queue, &self.kept);
         }
-        self.note(work);
+        self.note(offloaded);
     }
 
     #[inline]
-    fn note(&self, work: &W) {
-        self.under_way.store(work.under_way(), Ordering::Relaxed);
+    fn note(&self, offloaded: &Offloaded<W>) {
+        self.under_way.store(offloaded.len(), Ordering::Relaxed);
     }
 
     /// Packets under way.
@@ -207,11 +199,12 @@ impl<W: Work> Lane<W> {
     /// then.
     pub(super) fn tick(&self, now: Instant) -> bool {
         if self.is_busy() {
-            self.gate.enter(1, |work| {
+            self.gate.enter(1, |offloaded| {
                 if let Some(queue) = self.queue() {
-                    work.tick(queue, &self.kept, now);
+                    offloaded.watch(now);
+                    W::poll(offloaded, queue, &self.kept);
                 }
-                self.note(work);
+                self.note(offloaded);
             });
         }
         self.is_busy()
@@ -244,34 +237,16 @@ impl TxLane {
     }
 }
 
-impl Work for Offloaded<TxRelease> {
+impl Work for Enqueue<TxRelease> {
     type Queue = TxQueue;
     type Kept = ();
 
-    fn new(virtqueue: Virtqueue, channels: &[Arc<Channel>], threshold: u32) -> Self {
-        Self::new(virtqueue, channels, threshold, eal::max_simd_bits())
+    fn drain(offloaded: &mut Offloaded<Self>, queue: &TxQueue, (): &()) {
+        offloaded.drain(&TxRelease, &queue.stats.counters);
     }
 
-    fn virtqueue_mut(&mut self) -> &mut Virtqueue {
-        self.virtqueue_mut()
-    }
-
-    fn into_virtqueue(self) -> Virtqueue {
-        self.into_virtqueue()
-    }
-
-    #[inline]
-    fn under_way(&self) -> u32 {
-        self.len()
-    }
-
-    fn drain(&mut self, queue: &TxQueue, (): &()) {
-        self.drain(&TxRelease, &queue.stats.counters);
-    }
-
-    fn tick(&mut self, queue: &TxQueue, (): &(), now: Instant) {
-        self.watch(now);
-        self.reap(&TxRelease, usize::MAX, &queue.stats.counters);
+    fn poll(offloaded: &mut Offloaded<Self>, queue: &TxQueue, (): &()) {
+        offloaded.reap(&TxRelease, usize::MAX, &queue.stats.counters);
     }
 }
 
@@ -369,39 +344,21 @@ impl RxLane {
     }
 }
 
-impl Work for OffloadedDequeue<RxPool> {
+impl Work for Dequeue<RxPool> {
     type Queue = RxQueue;
     type Kept = Kept;
 
-    fn new(virtqueue: Virtqueue, channels: &[Arc<Channel>], threshold: u32) -> Self {
-        Self::new(virtqueue, channels, threshold, eal::max_simd_bits())
-    }
-
-    fn virtqueue_mut(&mut self) -> &mut Virtqueue {
-        self.virtqueue_mut()
-    }
-
-    fn into_virtqueue(self) -> Virtqueue {
-        self.into_virtqueue()
-    }
-
-    #[inline]
-    fn under_way(&self) -> u32 {
-        self.len()
-    }
-
-    fn drain(&mut self, queue: &RxQueue, kept: &Kept) {
+    fn drain(offloaded: &mut Offloaded<Self>, queue: &RxQueue, kept: &Kept) {
         let mut keep = |packets: &[Slot]| kept.keep(packets);
-        self.drain(queue.pool(), &mut keep, &queue.stats.counters);
+        offloaded.drain(queue.pool(), &mut keep, &queue.stats.counters);
     }
 
-    fn tick(&mut self, queue: &RxQueue, kept: &Kept, now: Instant) {
-        self.watch(now);
+    fn poll(offloaded: &mut Offloaded<Self>, queue: &RxQueue, kept: &Kept) {
         // Whoever polls takes them himself.
-        let first = self.first();
+        let first = offloaded.first();
         if kept.stood.swap(first, Ordering::Relaxed) == first {
             let mut keep = |packets: &[Slot]| kept.keep(packets);
-            self.reap(queue.pool(), &mut keep, &queue.stats.counters);
+            offloaded.reap(queue.pool(), &mut keep, &queue.stats.counters);
         }
     }
 }

@@ -1,24 +1,18 @@
-//! Host to guest, with engines that copy the large pieces.
+//! Host to guest.
 //!
-//! A burst polls the engines, gives back to the driver what has landed, and takes new packets: the
-//! CPU writes their headers and their small pieces at once, an engine gets the large ones, with one
-//! doorbell for the burst. A packet and its chains then stay in the [`Flight`] until all its copies
-//! have ended; they leave it in order, so the driver sees what it would see without engines.
+//! The CPU writes headers and small pieces of packets at once. A packet is released when it has landed.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use super::copy::{Room, copy_out};
-use super::enqueue::{Outcome, Scatter, plan, reserve};
-use super::logging::Logging;
-use super::mover::{LEAST_COPIES, Mover};
-use super::select::select_offloaded;
-use super::underway::Underway;
-use super::{
+use super::{Direction, Offloaded};
+use crate::datapath::copy::{Room, copy_out};
+use crate::datapath::enqueue::{Outcome, Scatter, plan, reserve};
+use crate::datapath::logging::Logging;
+use crate::datapath::mover::{LEAST_COPIES, Mover};
+use crate::datapath::select::select_offloaded;
+use crate::datapath::underway::Underway;
+use crate::datapath::{
     EnqueueBurst, PASS, Packet, QueueCounters, Release, Tally, add, count, count_lookups,
     header_len, tell,
 };
-use crate::dma::channel::Channel;
 use crate::dma::flight::{Flight, Given};
 use crate::memory::{Space, Translate};
 use crate::virtio_net::{Header, Plan};
@@ -26,7 +20,7 @@ use crate::virtqueue::{Chain, Reserved, Ring, Virtqueue, look_ahead};
 
 /// A packet that is under way.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sent<T> {
+pub struct Sent<T> {
     packet: T,
     /// Bytes of the frame as it is sent.
     len: u32,
@@ -34,8 +28,8 @@ pub(super) struct Sent<T> {
 
 type Way<P> = Underway<Sent<<P as Release>::Packet>>;
 
-/// The bodies for what was negotiated.
-pub(super) struct Bodies<P: Release> {
+/// To the guest: the bodies for what was negotiated.
+pub struct Enqueue<P: Release> {
     plain: EnqueueBurst<P>,
     burst: Send<P>,
     land: Land<P>,
@@ -53,137 +47,57 @@ type Land<P> = fn(
     &QueueCounters,
 ) -> usize;
 
-/// The bodies for ring `R` and features `F`.
-pub(super) fn bodies<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
-    plain: EnqueueBurst<P>,
-) -> Bodies<P> {
-    Bodies {
-        plain,
-        burst: enqueue_offloaded::<R, S, L, P, F>,
-        land: land::<R, L, P>,
-    }
-}
-
-/// A virtqueue to which packets are sent, with its engines and the packets that they copy.
-pub struct Offloaded<P: Release> {
-    virtqueue: Virtqueue,
-    bodies: Bodies<P>,
-    way: Way<P>,
-}
-
-impl<P: Release> Offloaded<P> {
-    /// Sends to `virtqueue` with `channels`, which get the copies of at least `threshold` bytes.
-    /// The application allows vectors of `simd_bits`.
-    pub fn new(
-        virtqueue: Virtqueue,
-        channels: &[Arc<Channel>],
-        threshold: u32,
-        simd_bits: u16,
+impl<P: Release> Enqueue<P> {
+    /// The bodies for ring `R` and features `F`, beside the `plain` one.
+    pub(in crate::datapath) fn of<R: Ring, S: Space, L: Logging, const F: u32>(
+        plain: EnqueueBurst<P>,
     ) -> Self {
         Self {
-            bodies: select_offloaded(&virtqueue, simd_bits),
-            way: Underway::new(&virtqueue, channels, threshold),
-            virtqueue,
+            plain,
+            burst: enqueue_offloaded::<R, S, L, P, F>,
+            land: land::<R, L, P>,
         }
     }
+}
 
-    /// The virtqueue.
-    pub fn virtqueue(&self) -> &Virtqueue {
-        &self.virtqueue
+impl<P: Release> Direction for Enqueue<P> {
+    type Slot = Sent<P::Packet>;
+
+    fn select(virtqueue: &Virtqueue, simd_bits: u16) -> Self {
+        select_offloaded(virtqueue, simd_bits)
     }
+}
 
-    /// The virtqueue, to be changed while nothing is under way.
-    pub fn virtqueue_mut(&mut self) -> &mut Virtqueue {
-        &mut self.virtqueue
-    }
-
-    /// Packets under way.
-    #[inline]
-    pub fn len(&self) -> u32 {
-        self.way.flight.len()
-    }
-
-    /// Whether nothing is under way.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.way.flight.is_empty()
-    }
-
+impl<P: Release> Offloaded<Enqueue<P>> {
     /// Sends `packets` in order until one finds no room; how many were taken. They are released when
     /// they have landed.
     #[inline]
     pub fn send(&mut self, pool: &P, packets: &[P::Packet], counters: &QueueCounters) -> usize {
-        let Self {
-            virtqueue,
-            bodies,
-            way,
-        } = self;
-        if way.flight.is_empty() {
-            let dma = &counters.dma;
-            let reason = if way.engines.are_dead() {
-                Some(&dma.cpu_noroom)
-            } else if !way.engines.are_eager() && !worthwhile(packets, way.engines.threshold()) {
-                Some(&dma.cpu_small)
-            } else {
-                None
-            };
-            if let Some(reason) = reason {
-                let taken = (bodies.plain)(virtqueue, pool, packets, counters);
-                add(reason, taken as u64);
-                return taken;
-            }
+        let worthwhile = |_: &Virtqueue, threshold| worthwhile(packets, threshold);
+        if let Some(reason) = self.plain(&counters.dma, worthwhile) {
+            let taken = (self.bodies.plain)(&mut self.virtqueue, pool, packets, counters);
+            add(reason, taken as u64);
+            return taken;
         }
-        (bodies.burst)(virtqueue, way, pool, packets, counters)
+        (self.bodies.burst)(&mut self.virtqueue, &mut self.way, pool, packets, counters)
     }
 
     /// Polls the engines and gives back what has landed, `most` packets at most; how many packets
     /// were released.
     #[inline]
     pub fn reap(&mut self, pool: &P, most: usize, counters: &QueueCounters) -> usize {
-        let Self {
-            virtqueue,
-            bodies,
-            way,
-        } = self;
-        if way.flight.is_empty() {
-            return 0;
-        }
-        way.engines.reap();
-        let landed = (bodies.land)(virtqueue, &mut way.flight, (pool, most), counters);
-        way.note(&counters.dma);
-        landed
-    }
-
-    /// Where the oldest packet under way stands; another number when one has landed since.
-    pub fn first(&self) -> u32 {
-        self.way.flight.first()
-    }
-
-    /// The watchdog's look at the engines.
-    pub fn watch(&self, now: Instant) {
-        self.way.watch(now);
+        let landed = self.poll(&counters.dma, |bodies, virtqueue, flight| {
+            (bodies.land)(virtqueue, flight, (pool, most), counters)
+        });
+        landed.unwrap_or(0)
     }
 
     /// Waits until nothing is under way; engines that take too long are ended. For control threads.
     /// `false`: an engine may write for ever.
     pub fn drain(&mut self, pool: &P, counters: &QueueCounters) -> bool {
-        let Self {
-            virtqueue,
-            bodies,
-            way,
-        } = self;
-        way.drain(&counters.dma, |flight| {
+        self.empty(&counters.dma, |bodies, virtqueue, flight| {
             (bodies.land)(virtqueue, flight, (pool, usize::MAX), counters);
         })
-    }
-
-    /// The virtqueue, without engines. What was under way should be [drained](Self::drain) before:
-    /// what is left is never released, its memory stays mapped, and the virtqueue tells so.
-    pub fn into_virtqueue(mut self) -> Virtqueue {
-        if !self.is_empty() {
-            self.virtqueue.hold();
-        }
-        self.virtqueue
     }
 }
 
@@ -439,6 +353,3 @@ fn send<T: Packet, L: Logging>(
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,31 +1,27 @@
-//! Guest to host, with engines that copy the large pieces.
+//! Guest to host.
 //!
-//! A burst polls the engines and hands out what has landed, in order; then it takes frames that wait,
-//! as many as two bursts: the CPU reads their headers, once, and copies their small pieces at once,
-//! an engine gets the large ones, with one doorbell for the burst. A frame and its chain then stay in
-//! the [`Flight`] until all its copies have ended: only then the chain is the driver's again.
+//! A burst hands out what has landed, then takes frames that wait, as many as two bursts: the CPU reads
+//! their headers, once. Only when all copies of a frame have ended its chain is the driver's again.
+#![forbid(unsafe_code)]
 
-use std::mem::MaybeUninit;
-use std::sync::Arc;
-use std::time::Instant;
-
-use super::copy::{Room, copy_in, copy_piece};
-use super::dequeue::{Look, MAX_FRAME, look};
-use super::logging::Logging;
-use super::mover::{LEAST_COPIES, Mover};
-use super::offload::take_up;
-use super::select::select_incoming;
-use super::underway::Underway;
-use super::{
+use super::fill::{Dry, Source, fill};
+use super::{Direction, Offloaded};
+use crate::datapath::copy::Room;
+use crate::datapath::dequeue::{Look, MAX_FRAME, look};
+use crate::datapath::logging::Logging;
+use crate::datapath::mover::{LEAST_COPIES, Mover};
+use crate::datapath::offload::take_up;
+use crate::datapath::select::select_incoming;
+use crate::datapath::underway::Underway;
+use crate::datapath::{
     DequeueBurst, IN_ORDER, OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Release, Tally, add,
     count, count_lookups, header_len, tell,
 };
-use crate::dma::channel::Channel;
 use crate::dma::flight::{Flight, Given};
-use crate::memory::{Cursor, GuestRange, Space, Translate};
+use crate::memory::{Space, Translate};
 use crate::virtio_net::Header;
 use crate::virtqueue::{
-    Chain, Layout, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walked,
+    Chain, Layout, Ring, Run, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, Virtqueue, Walked,
 };
 
 /// Of the bursts that frames are taken ahead, one at least has so many.
@@ -33,17 +29,17 @@ const LEAST_BURST: usize = 2 * LEAST_COPIES as usize;
 
 /// A frame that is under way.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Incoming<T> {
+pub struct Incoming<T> {
     packet: T,
     /// What the driver asks for; it is looked at again only with the frame's bytes.
     header: Header,
 }
 
-type Slot<P> = Incoming<<P as Release>::Packet>;
+pub(super) type Slot<P> = Incoming<<P as Release>::Packet>;
 type Way<P> = Underway<Slot<P>>;
 
-/// The bodies for what was negotiated.
-pub(super) struct Bodies<P: PacketPool> {
+/// From the guest: the bodies for what was negotiated.
+pub struct Dequeue<P: PacketPool> {
     plain: DequeueBurst<P>,
     burst: Receive<P>,
     land: Land<P>,
@@ -69,116 +65,49 @@ type Land<P> = fn(
     &QueueCounters,
 );
 
-/// The bodies for ring `R` and a header as in `F`; `flags` are all of `F`.
-pub(super) fn bodies<R: Ring, S: Space, L: Logging, P: PacketPool, const F: u32>(
-    plain: DequeueBurst<P>,
-    flags: u32,
-) -> Bodies<P> {
-    Bodies {
-        plain,
-        burst: dequeue_offloaded::<R, S, L, P, F>,
-        land: land_all::<R, L, P>,
-        flags,
-    }
-}
-
-/// A virtqueue from which packets are received, with its engines and the packets that they copy.
-pub struct OffloadedDequeue<P: PacketPool> {
-    virtqueue: Virtqueue,
-    bodies: Bodies<P>,
-    way: Way<P>,
-}
-
-impl<P: PacketPool> OffloadedDequeue<P> {
-    /// Receives from `virtqueue` with `channels`, which get the copies of at least `threshold`
-    /// bytes. The application allows vectors of `simd_bits`.
-    pub fn new(
-        virtqueue: Virtqueue,
-        channels: &[Arc<Channel>],
-        threshold: u32,
-        simd_bits: u16,
+impl<P: PacketPool> Dequeue<P> {
+    /// The bodies for ring `R` and a header as in `F`, beside the `plain` one; `flags` are all of `F`.
+    pub(in crate::datapath) fn of<R: Ring, S: Space, L: Logging, const F: u32>(
+        plain: DequeueBurst<P>,
+        flags: u32,
     ) -> Self {
         Self {
-            bodies: select_incoming(&virtqueue, simd_bits),
-            way: Underway::new(&virtqueue, channels, threshold),
-            virtqueue,
+            plain,
+            burst: dequeue_offloaded::<R, S, L, P, F>,
+            land: land_all::<R, L, P>,
+            flags,
         }
     }
+}
 
-    /// The virtqueue.
-    pub fn virtqueue(&self) -> &Virtqueue {
-        &self.virtqueue
+impl<P: PacketPool> Direction for Dequeue<P> {
+    type Slot = Slot<P>;
+
+    fn select(virtqueue: &Virtqueue, simd_bits: u16) -> Self {
+        select_incoming(virtqueue, simd_bits)
     }
+}
 
-    /// The virtqueue, to be changed while nothing is under way.
-    pub fn virtqueue_mut(&mut self) -> &mut Virtqueue {
-        &mut self.virtqueue
-    }
-
-    /// Frames under way.
-    #[inline]
-    pub fn len(&self) -> u32 {
-        self.way.flight.len()
-    }
-
-    /// Whether nothing is under way.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.way.flight.is_empty()
-    }
-
+impl<P: PacketPool> Offloaded<Dequeue<P>> {
     /// Receives packets into `out`; the number of places that were filled.
     #[inline]
     pub fn receive(&mut self, pool: &P, out: &mut [P::Packet], counters: &QueueCounters) -> usize {
-        let Self {
-            virtqueue,
-            bodies,
-            way,
-        } = self;
-        if way.flight.is_empty() {
-            let engines = &way.engines;
-            let reason = if engines.are_dead() {
-                Some(&counters.dma.cpu_noroom)
-            } else if !engines.are_eager() && !worthwhile(virtqueue, engines.threshold()) {
-                Some(&counters.dma.cpu_small)
-            } else {
-                None
-            };
-            if let Some(reason) = reason {
-                let received = (bodies.plain)(virtqueue, pool, out, counters);
-                if received != 0 {
-                    add(reason, received as u64);
-                }
-                return received;
+        if let Some(reason) = self.plain(&counters.dma, worthwhile) {
+            let received = (self.bodies.plain)(&mut self.virtqueue, pool, out, counters);
+            if received != 0 {
+                add(reason, received as u64);
             }
+            return received;
         }
-        (bodies.burst)((virtqueue, way), pool, out, bodies.flags, counters)
+        let way = (&mut self.virtqueue, &mut self.way);
+        (self.bodies.burst)(way, pool, out, self.bodies.flags, counters)
     }
 
     /// Polls the engines and gives back what has landed; `keep` takes the packets.
     pub fn reap(&mut self, pool: &P, keep: &mut dyn FnMut(&[P::Packet]), counters: &QueueCounters) {
-        let Self {
-            virtqueue,
-            bodies,
-            way,
-        } = self;
-        if way.flight.is_empty() {
-            return;
-        }
-        way.engines.reap();
-        let ring = (virtqueue, &mut way.flight);
-        (bodies.land)(ring, pool, keep, bodies.flags, counters);
-        way.note(&counters.dma);
-    }
-
-    /// Where the oldest frame under way stands; another number when one has landed since.
-    pub fn first(&self) -> u32 {
-        self.way.flight.first()
-    }
-
-    /// The watchdog's look at the engines.
-    pub fn watch(&self, now: Instant) {
-        self.way.watch(now);
+        self.poll(&counters.dma, |bodies, virtqueue, flight| {
+            (bodies.land)((virtqueue, flight), pool, keep, bodies.flags, counters);
+        });
     }
 
     /// Waits until nothing is under way; engines that take too long are ended. `keep` takes the
@@ -189,23 +118,9 @@ impl<P: PacketPool> OffloadedDequeue<P> {
         keep: &mut dyn FnMut(&[P::Packet]),
         counters: &QueueCounters,
     ) -> bool {
-        let Self {
-            virtqueue,
-            bodies,
-            way,
-        } = self;
-        way.drain(&counters.dma, |flight| {
+        self.empty(&counters.dma, |bodies, virtqueue, flight| {
             (bodies.land)((virtqueue, flight), pool, keep, bodies.flags, counters);
         })
-    }
-
-    /// The virtqueue, without engines. What was under way should be [drained](Self::drain) before:
-    /// what is left is never handed out, its memory stays mapped, and the virtqueue tells so.
-    pub fn into_virtqueue(mut self) -> Virtqueue {
-        if !self.is_empty() {
-            self.virtqueue.hold();
-        }
-        self.virtqueue
     }
 }
 
@@ -241,7 +156,7 @@ fn has_copies<R: Ring>(ring: &R, threshold: u32) -> bool {
     false
 }
 
-/// See [`OffloadedDequeue::receive`].
+/// See [`Offloaded::receive`].
 fn dequeue_offloaded<R: Ring, S: Space, L: Logging, P: PacketPool, const F: u32>(
     (vq, way): (&mut Virtqueue, &mut Way<P>),
     pool: &P,
@@ -452,11 +367,7 @@ fn take<'m, R: Ring, A: Translate<'m>, P: PacketPool, const F: u32>(
         return Outcome::End;
     };
     let Walked { id, slots, bytes } = walked;
-    let mut source = Source {
-        cursor: cursor.memory(),
-        segments: chain.segments(),
-        left: None,
-    };
+    let mut source = Source::new(cursor.memory(), chain.segments());
     let header = source.header::<F>(flags & OFFLOADS != 0);
     #[allow(clippy::cast_possible_truncation, reason = "a frame ends at MAX_FRAME")]
     let len = (bytes - header_len(F) as u64) as usize;
@@ -494,135 +405,3 @@ fn drop_chain<R: Ring, T: Copy>(
     flight.append(None, |_, _| {});
     ring.take(slots);
 }
-
-/// What there is no more of.
-enum Dry {
-    /// Packets.
-    Pool,
-    /// Large buffers, and no frame may be a chain.
-    LargeBuffers,
-}
-
-/// Has a frame of `len` bytes copied to `packet`, which is fresh, and to as many more as it takes.
-/// When it cannot be done `packet` is gone.
-fn fill<P: PacketPool>(
-    mover: &mut Mover<'_, Slot<P>>,
-    source: &mut Source<'_, '_>,
-    pool: &P,
-    packet: P::Packet,
-    len: usize,
-) -> Result<P::Packet, Dry> {
-    let mut head = packet;
-    if len > pool.room() {
-        if let Some(room) = pool.large(&mut head, len) {
-            move_in(mover, source, room);
-            pool.finish_large(&mut head, narrow(len));
-            return Ok(head);
-        }
-        if !pool.chains() {
-            pool.finish(&mut head, 0);
-            pool.release(&[head]);
-            return Err(Dry::LargeBuffers);
-        }
-    }
-    let (mut last, mut current) = (head, head);
-    let mut left = len;
-    loop {
-        let room = pool.space(&mut current);
-        let part = left.min(room.len());
-        move_in(mover, source, room.get_mut(..part).unwrap_or_default());
-        if left == len {
-            pool.finish(&mut head, narrow(part));
-        } else {
-            pool.append(&mut head, &mut last, current, narrow(part));
-        }
-        last = current;
-        left -= part;
-        if left == 0 {
-            return Ok(head);
-        }
-        // Nobody has packets without room, but a loop must end.
-        let next = if part == 0 { None } else { pool.one() };
-        let Some(next) = next else {
-            pool.release(&[head]);
-            return Err(Dry::Pool);
-        };
-        current = next;
-    }
-}
-
-/// Has the next bytes of a frame moved to `room`: by the CPU now, or planned for the engine.
-fn move_in<T: Copy>(
-    mover: &mut Mover<'_, Incoming<T>>,
-    source: &mut Source<'_, '_>,
-    mut room: &mut [MaybeUninit<u8>],
-) {
-    let longest = mover.longest();
-    while !room.is_empty() {
-        let Some(range) = source.take(room.len().min(longest)) else {
-            // The walk found so many bytes, and the table does not change.
-            return;
-        };
-        let all = std::mem::take(&mut room);
-        let Some((now, later)) = all.split_at_mut_checked(range.len()) else {
-            return;
-        };
-        room = later;
-        let to = now.as_mut_ptr().cast();
-        // SAFETY: `now` is room of a packet that the flight has until it is handed out, which is
-        // after it has landed; `range` is in a table that `Underway` keeps mapped at least as long.
-        // The driver may write there meanwhile, and spoils its own frame.
-        let planned = unsafe { mover.plan((range.as_ptr(), to), narrow(range.len()), || 0) };
-        if !planned {
-            copy_in(now, range);
-        }
-    }
-}
-
-/// A length within a frame.
-#[allow(clippy::cast_possible_truncation, reason = "a frame ends at MAX_FRAME")]
-fn narrow(len: usize) -> u32 {
-    len as u32
-}
-
-/// Reads on and on over the buffers of a chain.
-struct Source<'c, 'm> {
-    cursor: &'c mut Cursor<'m>,
-    segments: &'c [Segment],
-    left: Option<GuestRange<'m>>,
-}
-
-impl<'m> Source<'_, 'm> {
-    /// Takes the next `most` bytes, or fewer when a buffer ends; `None` when all are taken.
-    fn take(&mut self, most: usize) -> Option<GuestRange<'m>> {
-        let range = match self.left.take().filter(|range| !range.is_empty()) {
-            Some(range) => range,
-            None => {
-                let (first, rest) = self.segments.split_first()?;
-                self.segments = rest;
-                // It was there in the walk, and the table does not change.
-                self.cursor.whole(first.addr, first.len as usize)?
-            }
-        };
-        self.left = Some(range.after(most));
-        Some(range.first(most))
-    }
-
-    /// Takes the frame's header, which is read once, if at all.
-    fn header<const F: u32>(&mut self, wanted: bool) -> Header {
-        let mut bytes = [0; Header::LEN];
-        let mut seen = 0;
-        while let Some(left) = header_len(F).checked_sub(seen).filter(|left| *left != 0)
-            && let Some(range) = self.take(left)
-        {
-            if wanted {
-                copy_piece(bytes.get_mut(seen..).unwrap_or_default(), range);
-            }
-            seen += range.len();
-        }
-        Header::from_bytes(bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests;
