@@ -2,51 +2,13 @@
 /* Copy engines for tx queues (`dmas=`): a thread of the driver's own, and DPDK's dma_skeleton. Every
  * byte is compared, and all mbufs must come back. */
 #include "lib/check.h"
+#include "lib/dma.h"
 #include "lib/eal.h"
-#include "lib/pair.h"
 
 #include <errno.h>
 #include <stdio.h>
 
 #include <rte_dmadev.h>
-
-#define SKELETON "dma_skeleton"
-/* More than a tick of the thread that looks after what is under way. */
-#define SOON_MS 2000
-
-static struct pair pair;
-static struct pair_options cell;
-static const char *engine;
-
-static bool
-skeleton_there(void)
-{
-	return vdev_attach(SKELETON, "%s", "") == NO_PORT &&
-	       rte_dma_get_dev_id_by_name(SKELETON) >= 0;
-}
-
-static void
-expect_flow(struct flow flow)
-{
-	CHECK(pair_move(&pair, &flow) == flow.count, "%s: direction %d, burst %u, lengths %u to %u",
-	      engine, flow.direction, flow.burst, flow.first_length, flow.last_length);
-}
-
-static void
-expect_flow_to_guest(struct flow flow)
-{
-	flow.direction = TO_GUEST;
-	expect_flow(flow);
-}
-
-static uint64_t
-counter(unsigned int queue, const char *what)
-{
-	char name[64];
-
-	snprintf(name, sizeof(name), "tx_q%u_dma_%s", queue, what);
-	return xstat(pair.backend, name);
-}
 
 static void
 expect_nothing_under_way(unsigned int queue)
@@ -56,69 +18,12 @@ expect_nothing_under_way(unsigned int queue)
 	CHECK(counter(queue, "inflight") == 0, "%" PRIu64 " are under way", counter(queue, "inflight"));
 }
 
-static void
-expect_engine_worked(unsigned int queue)
-{
-	CHECK(counter(queue, "copies") > 0, "%s was not used", engine);
-	CHECK(counter(queue, "errors") == 0, "%" PRIu64 " errors", counter(queue, "errors"));
-	CHECK(counter(queue, "engine_dead") == 0, "%s is dead", engine);
-	CHECK(counter(queue, "drain_timeouts") == 0, "%" PRIu64 " drains were late",
-	      counter(queue, "drain_timeouts"));
-}
-
-static bool
-open_with(struct pair_options options, const char *devargs)
-{
-	options.devargs = devargs;
-	return pair_open(&pair, &options);
-}
-
-static void
-move_in_cell(void)
-{
-	static const unsigned int bursts[] = {1, 4, 32, 64, 256};
-	char devargs[96];
-
-	REQUIRE(skeleton_there(), "no dma_skeleton");
-	snprintf(devargs, sizeof(devargs), ",dmas=[txq0@%s],dmathr=256", engine);
-	REQUIRE(open_with(cell, devargs), "no pair");
-	for (unsigned int i = 0; i < RTE_DIM(bursts); i++)
-		expect_flow_to_guest((struct flow){.first_length = 60,
-						   .last_length = 1518,
-						   .count = run_is_slow() ? 2 * bursts[i] : 4560,
-						   .burst = bursts[i],
-						   .seed = i});
-	expect_flow_to_guest(
-		(struct flow){.first_length = 8990, .last_length = 9000, .count = 64, .burst = 8});
-	expect_flow_to_guest((struct flow){
-		.first_length = 900, .last_length = 2100, .count = 300, .burst = 16, .segment = 500});
-	expect_flow((struct flow){.direction = TO_HOST,
-				  .first_length = 60,
-				  .last_length = 1518,
-				  .count = 500});
-	expect_nothing_under_way(0);
-	expect_engine_worked(0);
-	pair_close(&pair);
-}
-
-static void
-run_cell(uint16_t ring_size)
-{
-	char name[128];
-
-	cell.ring_size = ring_size;
-	snprintf(name, sizeof(name), "%s: %s ring of %u, %s%s", engine,
-		 cell.packed ? "packed" : "split", ring_size,
-		 cell.no_mergeable ? "not mergeable" : "mergeable", cell.in_order ? ", in order" : "");
-	run_case(name, move_in_cell, 60);
-}
-
 /* A single burst, and then the application is silent. */
 static void
 nobody_polls(void)
 {
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[txq0@dma_skeleton]"), "no pair");
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON, ""), "no pair");
 	for (unsigned int round = 0; round < 20; round++) {
 		struct rte_mbuf *mbufs[8];
 		uint16_t sent;
@@ -143,7 +48,7 @@ done_cleanup(void)
 	int freed = 0, none;
 
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[txq0@dma_skeleton]"), "no pair");
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON, ""), "no pair");
 	none = rte_eth_tx_done_cleanup(pair.backend, 0, 0);
 	CHECK(none == 0, "%d were freed", none);
 	for (unsigned int round = 0; round < 200 && freed == 0; round++) {
@@ -178,7 +83,7 @@ stop_and_start_under_traffic(void)
 	struct port_config config;
 
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[txq0@dma_skeleton+sw]"), "no pair");
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON "+sw", ""), "no pair");
 	config = pair_backend_config(&pair);
 	for (unsigned int round = 0; round < 30; round++) {
 		struct rte_mbuf *mbufs[32];
@@ -202,7 +107,7 @@ stop_and_start_under_traffic(void)
 		else
 			CHECK(port_start(pair.backend, &config) == 0, "no start with new queues");
 	}
-	expect_flow_to_guest((struct flow){.first_length = 1000, .last_length = 1500, .count = 1000});
+	expect_flow((struct flow){.first_length = 1000, .last_length = 1500, .count = 1000});
 	pair_close(&pair);
 }
 
@@ -211,12 +116,12 @@ static void
 frontend_leaves(void)
 {
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[txq0@dma_skeleton]"), "no pair");
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON, ""), "no pair");
 	for (unsigned int round = 0; round < 10; round++) {
 		struct rte_mbuf *mbufs[32];
 		uint16_t sent;
 
-		expect_flow_to_guest(
+		expect_flow(
 			(struct flow){.first_length = 1000, .last_length = 1500, .count = 300});
 		for (unsigned int i = 0; i < RTE_DIM(mbufs); i++)
 			REQUIRE((mbufs[i] = rte_pktmbuf_alloc(pair.backend_pool)) != NULL, "no mbuf");
@@ -236,13 +141,14 @@ frontend_leaves(void)
 static void
 many_queues_on_one_engine(void)
 {
-	const struct pair_options options = {.queues = 4};
+	const struct pair_options options = {.queues = 4,
+					     .devargs = ",dmas=[txq0-2@dma_skeleton],dmathr=0"};
 
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with(options, ",dmas=[txq0-2@dma_skeleton],dmathr=0"), "no pair");
+	REQUIRE(pair_open(&pair, &options), "no pair");
 	for (unsigned int round = 0; round < 3; round++) {
 		for (uint16_t queue = 0; queue < 4; queue++)
-			expect_flow_to_guest((struct flow){.queue = queue,
+			expect_flow((struct flow){.queue = queue,
 							   .first_length = 60,
 							   .last_length = 1514,
 							   .count = 1455,
@@ -251,32 +157,6 @@ many_queues_on_one_engine(void)
 	for (unsigned int queue = 0; queue < 3; queue++)
 		expect_engine_worked(queue);
 	CHECK(counter(3, "copies") == 0, "queue 3 has no engine");
-	pair_close(&pair);
-}
-
-static void
-many_engines_of_one_queue(void)
-{
-	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[txq0@dma_skeleton;txq0@sw:a+sw:b],dmathr=64"),
-		"no pair");
-	expect_flow_to_guest((struct flow){.first_length = 60, .last_length = 1514, .count = 14550});
-	expect_flow_to_guest((struct flow){.first_length = 9000, .last_length = 9000, .count = 500});
-	expect_engine_worked(0);
-	pair_close(&pair);
-}
-
-static void
-small_engine_ring(void)
-{
-	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){.ring_size = 1024},
-			  ",dmas=[txq0@dma_skeleton],dma_ring_size=32,dmathr=64"),
-		"no pair");
-	expect_flow_to_guest(
-		(struct flow){.first_length = 60, .last_length = 1514, .count = 14550, .burst = 256});
-	CHECK(counter(0, "cpu_noroom") > 0, "32 places were always enough");
-	expect_engine_worked(0);
 	pair_close(&pair);
 }
 
@@ -348,8 +228,8 @@ shared_channel(void)
 			     sizeof(to), RTE_DMA_OP_FLAG_SUBMIT);
 		WAIT_FOR(rte_dma_completed((int16_t)id, 0, 1, &last, &error) == 1, SOON_MS);
 	}
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[txq0@dma_skeleton#0]"), "no pair");
-	expect_flow_to_guest((struct flow){.first_length = 1000, .last_length = 1500, .count = 5000});
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON "#0", ""), "no pair");
+	expect_flow((struct flow){.first_length = 1000, .last_length = 1500, .count = 5000});
 	expect_engine_worked(0);
 	pair_close(&pair);
 	CHECK(rte_dma_stop((int16_t)id) == 0, "it was not left running");
@@ -380,9 +260,8 @@ statistics_only_with_engines(void)
 int
 main(void)
 {
-	static const char *const engines[] = {"sw", SKELETON};
-
 	eal_start("dma");
+	tested = TO_GUEST;
 	after_each_case(vdev_detach_all);
 	if (plugin_is_stock()) {
 		printf("1..0 # skipped: stock has no engines\n");
@@ -398,22 +277,6 @@ main(void)
 	run_case("a port stops and starts under traffic", stop_and_start_under_traffic, 60);
 	run_case("a frontend leaves under traffic", frontend_leaves, 60);
 	run_case("one engine serves many queues", many_queues_on_one_engine, 60);
-	run_case("a queue has many engines", many_engines_of_one_queue, 60);
-	run_case("an engine with 32 places", small_engine_ring, 60);
-	for (unsigned int i = 0; i < RTE_DIM(engines); i++) {
-		engine = engines[i];
-		for (unsigned int kind = 0; kind < 8; kind++) {
-			cell = (struct pair_options){
-				.packed = kind & 4,
-				.no_mergeable = kind & 2,
-				.in_order = kind & 1,
-			};
-			if (cell.no_mergeable)
-				cell.frontend_room = 9728;
-			run_cell(256);
-			if (cell.packed)
-				run_cell(255);
-		}
-	}
+	run_directionless_cases();
 	return eal_end();
 }

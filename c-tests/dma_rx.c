@@ -2,75 +2,20 @@
 /* Copy engines for rx queues (`dmas=[rxq0@…]`). Every byte and the order are compared, and all mbufs
  * must come back. */
 #include "lib/check.h"
+#include "lib/dma.h"
 #include "lib/eal.h"
 #include "lib/frame.h"
-#include "lib/pair.h"
 
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
 
-#include <rte_dmadev.h>
 #include <rte_epoll.h>
 #include <rte_interrupts.h>
 
-#define SKELETON "dma_skeleton"
-/* More than a tick of the thread that looks after what is under way. */
-#define SOON_MS 2000
 /* Frames of a round, all for the engine. */
 #define ROUND 32
 #define LENGTH 1500
-
-static struct pair pair;
-static struct pair_options cell;
-static const char *engine;
-
-static bool
-skeleton_there(void)
-{
-	return vdev_attach(SKELETON, "%s", "") == NO_PORT &&
-	       rte_dma_get_dev_id_by_name(SKELETON) >= 0;
-}
-
-static void
-expect_flow(struct flow flow)
-{
-	CHECK(pair_move(&pair, &flow) == flow.count, "%s: direction %d, burst %u, lengths %u to %u",
-	      engine, flow.direction, flow.burst, flow.first_length, flow.last_length);
-}
-
-static void
-expect_flow_to_host(struct flow flow)
-{
-	flow.direction = TO_HOST;
-	expect_flow(flow);
-}
-
-static uint64_t
-counter(unsigned int queue, const char *what)
-{
-	char name[64];
-
-	snprintf(name, sizeof(name), "rx_q%u_dma_%s", queue, what);
-	return xstat(pair.backend, name);
-}
-
-static void
-expect_engine_worked(unsigned int queue)
-{
-	CHECK(counter(queue, "copies") > 0, "%s was not used", engine);
-	CHECK(counter(queue, "errors") == 0, "%" PRIu64 " errors", counter(queue, "errors"));
-	CHECK(counter(queue, "engine_dead") == 0, "%s is dead", engine);
-	CHECK(counter(queue, "drain_timeouts") == 0, "%" PRIu64 " drains were late",
-	      counter(queue, "drain_timeouts"));
-}
-
-static bool
-open_with(struct pair_options options, const char *devargs)
-{
-	options.devargs = devargs;
-	return pair_open(&pair, &options);
-}
 
 /* The guest sends a round of frames, `seed` and on. */
 static bool
@@ -108,53 +53,13 @@ take_rest(uint32_t seed, unsigned int from)
 	CHECK(from == ROUND, "%u of %u arrived", from, ROUND);
 }
 
-static void
-move_in_cell(void)
-{
-	static const unsigned int bursts[] = {1, 4, 32, 64, 256};
-	char devargs[96];
-
-	REQUIRE(skeleton_there(), "no dma_skeleton");
-	snprintf(devargs, sizeof(devargs), ",dmas=[rxq0@%s;txq0@%s],dmathr=256", engine, engine);
-	REQUIRE(open_with(cell, devargs), "no pair");
-	for (unsigned int i = 0; i < RTE_DIM(bursts); i++)
-		expect_flow_to_host((struct flow){.first_length = 60,
-						  .last_length = 1518,
-						  .count = run_is_slow() ? 2 * bursts[i] : 4560,
-						  .burst = bursts[i],
-						  .seed = i});
-	/* Chains of descriptors, and of mbufs. */
-	expect_flow_to_host(
-		(struct flow){.first_length = 8990, .last_length = 9000, .count = 64, .burst = 8});
-	expect_flow_to_host((struct flow){
-		.first_length = 900, .last_length = 2100, .count = 300, .burst = 16, .segment = 500});
-	expect_flow((struct flow){.direction = TO_GUEST,
-				  .first_length = 60,
-				  .last_length = 1518,
-				  .count = 500});
-	expect_engine_worked(0);
-	pair_close(&pair);
-}
-
-static void
-run_cell(uint16_t ring_size)
-{
-	char name[128];
-
-	cell.ring_size = ring_size;
-	snprintf(name, sizeof(name), "%s: %s ring of %u, %s%s", engine,
-		 cell.packed ? "packed" : "split", ring_size,
-		 cell.no_mergeable ? "not mergeable" : "mergeable", cell.in_order ? ", in order" : "");
-	run_case(name, move_in_cell, 60);
-}
-
 /* A single burst, and then the application is silent: the guest gets its buffers back, and what was
  * received waits. */
 static void
 nobody_polls(void)
 {
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[rxq0@dma_skeleton]"), "no pair");
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON, ""), "no pair");
 	for (unsigned int round = 0; round < 20; round++) {
 		uint32_t seed = round * ROUND;
 		unsigned int got;
@@ -190,7 +95,7 @@ stop_and_start_under_traffic(void)
 	struct port_config config;
 
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[rxq0@dma_skeleton+sw]"), "no pair");
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON "+sw", ""), "no pair");
 	config = pair_backend_config(&pair);
 	for (unsigned int round = 0; round < 30; round++) {
 		REQUIRE(send_round(0), "not sent");
@@ -210,7 +115,7 @@ stop_and_start_under_traffic(void)
 		}
 		for (struct rte_mbuf *mbuf; (mbuf = receive_one(pair.backend, 0, 1)) != NULL;)
 			rte_pktmbuf_free(mbuf);
-		expect_flow_to_host(
+		expect_flow(
 			(struct flow){.first_length = 1000, .last_length = 1500, .count = 100});
 	}
 	expect_engine_worked(0);
@@ -222,7 +127,7 @@ static void
 frontend_leaves(void)
 {
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[rxq0@dma_skeleton]"), "no pair");
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON, ""), "no pair");
 	for (unsigned int round = 0; round < 10; round++) {
 		uint64_t taken = xstat(pair.backend, "rx_q0_good_packets");
 		unsigned int got, before;
@@ -239,7 +144,7 @@ frontend_leaves(void)
 		CHECK(taken == got, "%" PRIu64 " were taken and %u arrived", taken, got);
 		CHECK(rte_mempool_full(pair.backend_pool), "mbufs are out without a link");
 		REQUIRE(pair_open_frontend(&pair), "no other frontend");
-		expect_flow_to_host(
+		expect_flow(
 			(struct flow){.first_length = 1000, .last_length = 1500, .count = 300});
 	}
 	expect_engine_worked(0);
@@ -291,50 +196,30 @@ nobody_sleeps_over_a_packet(void)
 static void
 many_queues_and_both_directions_on_one_engine(void)
 {
-	const struct pair_options options = {.queues = 4};
+	const struct pair_options options = {
+		.queues = 4,
+		.devargs = ",dmas=[rxq0-2@dma_skeleton;txq*@dma_skeleton],dmathr=0",
+	};
 
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with(options, ",dmas=[rxq0-2@dma_skeleton;txq*@dma_skeleton],dmathr=0"),
-		"no pair");
+	REQUIRE(pair_open(&pair, &options), "no pair");
 	for (unsigned int round = 0; round < 3; round++) {
 		for (uint16_t queue = 0; queue < 4; queue++)
-			for (enum direction direction = TO_HOST; direction <= TO_GUEST; direction++)
-				expect_flow((struct flow){.direction = direction,
-							  .queue = queue,
-							  .first_length = 60,
-							  .last_length = 1514,
-							  .count = 1455,
-							  .seed = 1000u * queue});
+			for (enum direction direction = TO_HOST; direction <= TO_GUEST; direction++) {
+				struct flow flow = {.direction = direction,
+						    .queue = queue,
+						    .first_length = 60,
+						    .last_length = 1514,
+						    .count = 1455,
+						    .seed = 1000u * queue};
+
+				CHECK(pair_move(&pair, &flow) == flow.count, "direction %d",
+				      direction);
+			}
 	}
 	for (unsigned int queue = 0; queue < 3; queue++)
 		expect_engine_worked(queue);
 	CHECK(counter(3, "copies") == 0, "rx queue 3 has no engine");
-	pair_close(&pair);
-}
-
-static void
-many_engines_of_one_queue(void)
-{
-	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[rxq0@dma_skeleton;rxq0@sw:a+sw:b],dmathr=64"),
-		"no pair");
-	expect_flow_to_host((struct flow){.first_length = 60, .last_length = 1514, .count = 14550});
-	expect_flow_to_host((struct flow){.first_length = 9000, .last_length = 9000, .count = 500});
-	expect_engine_worked(0);
-	pair_close(&pair);
-}
-
-static void
-small_engine_ring(void)
-{
-	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){.ring_size = 1024},
-			  ",dmas=[rxq0@dma_skeleton],dma_ring_size=32,dmathr=64"),
-		"no pair");
-	expect_flow_to_host(
-		(struct flow){.first_length = 60, .last_length = 1514, .count = 14550, .burst = 256});
-	CHECK(counter(0, "cpu_noroom") > 0, "32 places were always enough");
-	expect_engine_worked(0);
 	pair_close(&pair);
 }
 
@@ -343,11 +228,11 @@ static void
 large_buffers(void)
 {
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0},
-			  ",linear-buffer=1,ext-buffer=1,dmas=[rxq0@dma_skeleton]"),
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON,
+				  ",linear-buffer=1,ext-buffer=1"),
 		"no pair");
 	for (unsigned int burst = 4; burst <= 16; burst *= 2)
-		expect_flow_to_host((struct flow){.first_length = 1400,
+		expect_flow((struct flow){.first_length = 1400,
 						  .last_length = 9000,
 						  .count = 1000,
 						  .burst = burst});
@@ -363,7 +248,7 @@ small_pool(void)
 	unsigned int count = 0;
 
 	REQUIRE(skeleton_there(), "no dma_skeleton");
-	REQUIRE(open_with((struct pair_options){0}, ",dmas=[rxq0@dma_skeleton]"), "no pair");
+	REQUIRE(open_with_engines((struct pair_options){0}, SKELETON, ""), "no pair");
 	while (rte_mempool_avail_count(pair.backend_pool) > ROUND / 2 && count < RTE_DIM(held))
 		REQUIRE((held[count++] = rte_pktmbuf_alloc(pair.backend_pool)) != NULL, "no mbuf");
 	for (unsigned int round = 0; round < 50; round++) {
@@ -381,40 +266,22 @@ small_pool(void)
 int
 main(void)
 {
-	static const char *const engines[] = {"sw", SKELETON};
-
 	eal_start("dma_rx");
+	tested = TO_HOST;
 	after_each_case(vdev_detach_all);
 	if (plugin_is_stock()) {
 		printf("1..0 # skipped: stock has no engines\n");
 		eal_end();
 		return EXIT_SKIPPED;
 	}
-	engine = SKELETON;
 	run_case("buffers come back when nobody polls", nobody_polls, 30);
 	run_case("a port and a queue stop and start under traffic", stop_and_start_under_traffic, 60);
 	run_case("a frontend leaves under traffic", frontend_leaves, 60);
 	run_case("nobody sleeps over a packet", nobody_sleeps_over_a_packet, 60);
 	run_case("one engine serves both directions", many_queues_and_both_directions_on_one_engine,
 		 60);
-	run_case("a queue has many engines", many_engines_of_one_queue, 60);
-	run_case("an engine with 32 places", small_engine_ring, 60);
 	run_case("long frames come in large buffers", large_buffers, 60);
 	run_case("a pool with few mbufs", small_pool, 60);
-	for (unsigned int i = 0; i < RTE_DIM(engines); i++) {
-		engine = engines[i];
-		for (unsigned int kind = 0; kind < 8; kind++) {
-			cell = (struct pair_options){
-				.packed = kind & 4,
-				.no_mergeable = kind & 2,
-				.in_order = kind & 1,
-			};
-			if (cell.no_mergeable)
-				cell.frontend_room = 9728;
-			run_cell(256);
-			if (cell.packed)
-				run_cell(255);
-		}
-	}
+	run_directionless_cases();
 	return eal_end();
 }
