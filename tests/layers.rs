@@ -50,6 +50,7 @@ const UNSAFE: &[&str] = &[
     "port/packet.rs",
     "port/packet/tests.rs",
     "port/probe.rs",
+    "port/shared.rs",
     "port/vfio.rs",
     "virtqueue/gate.rs",
     "datapath/copy.rs",
@@ -59,6 +60,7 @@ const UNSAFE: &[&str] = &[
     // Calls what is compiled for more than every CPU.
     "datapath/level.rs",
     "memory/shared.rs",
+    "memory/shared/arrays.rs",
     "memory/lookaside.rs",
     "memory/region.rs",
     "memory/uffd.rs",

@@ -1,5 +1,7 @@
 //! Packet buffers: field access, and the rules of taking them from a pool and giving them back.
 
+mod tx_offload;
+
 use core::ffi::{CStr, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
@@ -13,6 +15,8 @@ use super::sys::{
     rte_mbuf_dynflag, rte_mbuf_dynflag_register, rte_mbuf_ext_shared_info, rte_net_get_ptype,
     rte_pktmbuf_free_bulk,
 };
+
+pub use tx_offload::TxOffload;
 
 /// One segment, the first of a packet or a later one.
 ///
@@ -421,218 +425,7 @@ pub struct RxFields {
     pub vlan_tci: u16,
 }
 
-/// Header lengths and segment size of an mbuf, for transmit offloads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct TxOffload(u64);
-
-impl TxOffload {
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "the mask has at most 16 bits"
-    )]
-    #[inline(always)]
-    const fn bits(self, shift: u32, width: u32) -> u16 {
-        (self.0 >> shift & ((1 << width) - 1)) as u16
-    }
-
-    #[inline(always)]
-    const fn with(self, shift: u32, width: u32, value: u16) -> Self {
-        let mask = (1 << width) - 1;
-        Self(self.0 & !(mask << shift) | (value as u64 & mask) << shift)
-    }
-
-    /// L2 header, or outer L4, tunnel header and inner L2 of a tunnel.
-    pub const fn l2_len(self) -> u16 {
-        self.bits(0, 7)
-    }
-
-    /// L3 header.
-    pub const fn l3_len(self) -> u16 {
-        self.bits(7, 9)
-    }
-
-    /// L4 header.
-    pub const fn l4_len(self) -> u16 {
-        self.bits(16, 8)
-    }
-
-    /// Payload of each segment that a large packet is cut into.
-    pub const fn tso_segsz(self) -> u16 {
-        self.bits(24, 16)
-    }
-
-    /// L3 header around a tunnel.
-    pub const fn outer_l3_len(self) -> u16 {
-        self.bits(40, 9)
-    }
-
-    /// L2 header around a tunnel.
-    pub const fn outer_l2_len(self) -> u16 {
-        self.bits(49, 7)
-    }
-
-    /// The same with another [`TxOffload::l2_len`].
-    #[must_use]
-    pub const fn with_l2_len(self, len: u16) -> Self {
-        self.with(0, 7, len)
-    }
-
-    /// The same with another [`TxOffload::l3_len`].
-    #[must_use]
-    pub const fn with_l3_len(self, len: u16) -> Self {
-        self.with(7, 9, len)
-    }
-
-    /// The same with another [`TxOffload::l4_len`].
-    #[must_use]
-    pub const fn with_l4_len(self, len: u16) -> Self {
-        self.with(16, 8, len)
-    }
-
-    /// The same with another [`TxOffload::tso_segsz`].
-    #[must_use]
-    pub const fn with_tso_segsz(self, size: u16) -> Self {
-        self.with(24, 16, size)
-    }
-
-    /// The same with another [`TxOffload::outer_l2_len`].
-    #[must_use]
-    pub const fn with_outer_l2_len(self, len: u16) -> Self {
-        self.with(49, 7, len)
-    }
-}
-
 const _: () = assert!(size_of::<Mbuf>() == size_of::<*mut c_void>());
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mbuf() -> Box<rte_mbuf> {
-        // SAFETY: integers and pointers, for which zero is a value.
-        unsafe { Box::new_zeroed().assume_init() }
-    }
-
-    fn handle(memory: &mut rte_mbuf) -> Mbuf {
-        Mbuf(NonNull::from(memory))
-    }
-
-    #[test]
-    fn init_rx_fills_the_first_cache_line() {
-        let mut memory = mbuf();
-        let template = RxTemplate {
-            rearm: 128 | 1 << 16 | 1 << 32 | 3 << 48,
-            ol_flags: 0,
-        };
-
-        let mbuf = handle(&mut memory);
-        mbuf.init_rx(
-            template,
-            RxFields {
-                ol_flags: 1,
-                packet_type: 0x11,
-                pkt_len: 60,
-                data_len: 60,
-                vlan_tci: 5,
-            },
-        );
-
-        assert_eq!(
-            (mbuf.data_off(), mbuf.refcnt(), mbuf.nb_segs(), mbuf.port()),
-            (128, 1, 1, 3)
-        );
-        assert_eq!((mbuf.ol_flags(), mbuf.packet_type()), (1, 0x11));
-        assert_eq!(
-            (mbuf.pkt_len(), mbuf.data_len(), mbuf.vlan_tci()),
-            (60, 60, 5)
-        );
-        assert!(mbuf.is_plain());
-    }
-
-    #[test]
-    fn only_a_single_direct_segment_of_one_owner_is_plain() {
-        let mut memory = mbuf();
-        let mbuf = handle(&mut memory);
-        mbuf.set_nb_segs(1);
-        mbuf.add_reference();
-        assert!(mbuf.is_plain());
-
-        mbuf.add_reference();
-        assert!(!mbuf.is_plain());
-        memory.refcnt = 1;
-
-        let mbuf = handle(&mut memory);
-        mbuf.set_nb_segs(2);
-        assert!(!mbuf.is_plain());
-        mbuf.set_nb_segs(1);
-
-        mbuf.set_ol_flags(RTE_MBUF_F_EXTERNAL);
-        assert!(!mbuf.is_plain());
-        mbuf.set_ol_flags(RTE_MBUF_F_INDIRECT);
-        assert!(!mbuf.is_plain());
-    }
-
-    #[test]
-    fn a_buffer_is_exclusive_when_nobody_shares_it() {
-        let mut memory = mbuf();
-        memory.refcnt = 1;
-        let mbuf = handle(&mut memory);
-        assert!(mbuf.is_exclusive());
-        mbuf.set_ol_flags(RTE_MBUF_F_INDIRECT);
-        assert!(!mbuf.is_exclusive());
-        mbuf.set_ol_flags(RTE_MBUF_F_EXTERNAL);
-        assert!(!mbuf.is_exclusive());
-
-        let mut shared = rte_mbuf_ext_shared_info {
-            free_cb: None,
-            fcb_opaque: ptr::null_mut(),
-            refcnt: 1,
-        };
-        memory.shinfo = &raw mut shared;
-        assert!(handle(&mut memory).is_exclusive());
-        // SAFETY: `shared` from above.
-        unsafe { (*memory.shinfo).refcnt = 2 };
-        assert!(!handle(&mut memory).is_exclusive());
-    }
-
-    #[test]
-    fn prepend_needs_headroom() {
-        let mut memory = mbuf();
-        let mut buffer = [0u8; 64];
-        memory.buf_addr = buffer.as_mut_ptr().cast();
-        let mbuf = handle(&mut memory);
-        mbuf.set_data_off(4);
-        mbuf.set_data_len(20);
-        mbuf.set_pkt_len(20);
-
-        assert_eq!(mbuf.prepend(4), Some(buffer.as_mut_ptr()));
-        assert_eq!(
-            (mbuf.data_off(), mbuf.data_len(), mbuf.pkt_len()),
-            (0, 24, 24)
-        );
-        assert_eq!(mbuf.prepend(4), None);
-        assert_eq!(
-            (mbuf.data_off(), mbuf.data_len(), mbuf.pkt_len()),
-            (0, 24, 24)
-        );
-    }
-
-    #[test]
-    fn offload_fields_stand_where_dpdk_has_them() {
-        let offload = TxOffload::default()
-            .with_l2_len(14)
-            .with_l3_len(20)
-            .with_l4_len(32)
-            .with_tso_segsz(1448)
-            .with_outer_l2_len(18);
-
-        assert_eq!(offload.0, 14 | 20 << 7 | 32 << 16 | 1448 << 24 | 18 << 49);
-        assert_eq!(
-            (offload.l2_len(), offload.l3_len(), offload.l4_len()),
-            (14, 20, 32)
-        );
-        assert_eq!((offload.tso_segsz(), offload.outer_l2_len()), (1448, 18));
-        assert_eq!(offload.outer_l3_len(), 0);
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::queue::offer;
+use super::shared::offer;
 use super::{LINK, Port, PortError, lock, registry};
 use crate::dpdk::ethdev::Event;
 use crate::dpdk::thread::{self, ControlThread};

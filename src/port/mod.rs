@@ -22,6 +22,7 @@ mod probe;
 mod queue;
 mod rarp;
 mod registry;
+mod shared;
 mod stats;
 mod telemetry;
 mod ticker;
@@ -43,7 +44,7 @@ use events::QueueEvents;
 use intr::Interrupts;
 use lane::{RxLane, TxLane};
 use lanes::Lanes;
-use queue::{Shared, SharedBox};
+use shared::{Shared, SharedBox};
 use vring::{RxVring, TxVring};
 
 pub use events::QueueEvent;

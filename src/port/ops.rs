@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::life::Wanted;
-use super::queue::{self, RxQueue};
+use super::queue::RxQueue;
+use super::shared;
 use super::{Port, PortError};
 use crate::dpdk::abi::{eth_dev_ops, rte_eth_dev};
 use crate::dpdk::ethdev::{EthDev, QueueState};
@@ -113,7 +114,7 @@ unsafe fn with_port(
         // SAFETY: allocated, and stays so during the operation (caller).
         let dev = unsafe { EthDev::from_ptr(dev) }.ok_or(PortError::Closed)?;
         // SAFETY: in an operation of the port (caller).
-        let result = unsafe { queue::port_of(dev) }.and_then(|port| op(dev, &port));
+        let result = unsafe { shared::port_of(dev) }.and_then(|port| op(dev, &port));
         result.inspect_err(|error| log::error!(target: PORT, "{}: {error}", dev.name()))
     })
 }
@@ -270,7 +271,7 @@ unsafe extern "C" fn dev_close(dev: *mut rte_eth_dev) -> c_int {
 /// Nobody polls the port's queues any more, as ethdev demands of `close`.
 pub(super) unsafe fn close(dev: EthDev) {
     // SAFETY: in an operation of the port.
-    let Ok(port) = (unsafe { queue::port_of(dev) }) else {
+    let Ok(port) = (unsafe { shared::port_of(dev) }) else {
         return;
     };
     port.close();
@@ -285,7 +286,7 @@ pub(super) unsafe fn close(dev: EthDev) {
     }
     set_interrupts(dev, &port, None);
     // SAFETY: in `close`; a second one finds no port.
-    unsafe { queue::disown(dev, &port) };
+    unsafe { shared::disown(dev, &port) };
 }
 
 /// # Safety
@@ -306,7 +307,7 @@ unsafe extern "C" fn dev_infos_get(dev: *mut rte_eth_dev, info: *mut rte_eth_dev
         // SAFETY: called by ethdev.
         let dev = unsafe { EthDev::from_ptr(dev) }.ok_or(PortError::Closed)?;
         // SAFETY: in an operation of the port.
-        let shared = unsafe { queue::shared_of(dev) }.ok_or(PortError::Closed)?;
+        let shared = unsafe { shared::shared_of(dev) }.ok_or(PortError::Closed)?;
         // SAFETY: ethdev's struct, ours during the call.
         let info = unsafe { info.as_mut() }.ok_or(PortError::Closed)?;
         info.max_mac_addrs = 1;
@@ -371,7 +372,7 @@ unsafe extern "C" fn priv_dump(dev: *mut rte_eth_dev, file: *mut libc::FILE) -> 
         // SAFETY: called by ethdev.
         let dev = unsafe { EthDev::from_ptr(dev) }.ok_or(PortError::Closed)?;
         // SAFETY: in an operation of the port.
-        let shared = unsafe { queue::shared_of(dev) }.ok_or(PortError::Closed)?;
+        let shared = unsafe { shared::shared_of(dev) }.ok_or(PortError::Closed)?;
         let text = CString::new(shared.dump()).unwrap_or_default();
         // SAFETY: an open file (caller) and a string.
         unsafe { libc::fputs(text.as_ptr(), file) };

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::large::{LONGEST, LargeBuffers};
-use super::queue::Shared;
+use super::shared::Shared;
 use crate::datapath::{
     Asked, Checksum, ChecksumOnly, Datagram, Headers, Ip, Little, Marks, Packet, PacketPool,
     Release, RxRules, Transport,

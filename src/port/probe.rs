@@ -3,7 +3,7 @@
 use core::ffi::c_int;
 use std::sync::Arc;
 
-use super::queue::{self, SharedBox};
+use super::shared::{self, SharedBox};
 use super::{LINK, Port, PortError, burst, ops, telemetry};
 use crate::devargs::PortConfig;
 use crate::dpdk::abi::{Burst, rte_vdev_device};
@@ -122,7 +122,7 @@ fn create(device: VdevDevice) -> Result<(), PortError> {
             Some(burst::tx_burst_offloaded),
         ),
     };
-    queue::own(Arc::new(Port::new(name, config, dev, shared)));
+    shared::own(Arc::new(Port::new(name, config, dev, shared)));
     let functions = Functions {
         ops: &ops::OPS,
         rx_burst,

@@ -13,7 +13,8 @@ use crate::dpdk::sys::{
 };
 use crate::dpdk::varying::{PortCounters, Ptypes, StatsWriter, VaryingOps};
 use crate::guard;
-use crate::port::queue::{self, RxQueue, TxQueue, shared_of};
+use crate::port::queue::{RxQueue, TxQueue};
+use crate::port::shared::shared_of;
 use crate::port::stats::{Basic, QueueStats};
 use crate::port::xstats;
 
@@ -168,7 +169,7 @@ impl VaryingOps for Ops {
     fn ptypes(dev: EthDev) -> &'static Ptypes {
         const NONE: &Ptypes = &Ptypes::ending_with_0(&[0]);
         // SAFETY: in an operation of the port.
-        match unsafe { queue::shared_of(dev) } {
+        match unsafe { shared_of(dev) } {
             Some(shared) if shared.types_frames => FOUND,
             // Frames with an offload mark have a type, others have not: nothing to rely on.
             _ => NONE,
