@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+const char *guest_devargs = "";
+
 #define PATIENCE_MS 2000
 #define QUIET_MS 30
 
@@ -32,7 +34,7 @@ guest_open_port(struct guest *guest, const struct guest_options *options)
 	guest->to_host = &guest->frontend.rings[TO_HOST_RING];
 	guest->port = vdev_attach(DEVICE, "iface=%s,queues=%u%s", guest->path,
 				  guest->options.queues,
-				  options->devargs != NULL ? options->devargs : "");
+				  options->devargs != NULL ? options->devargs : guest_devargs);
 	config = (struct port_config){.queues = guest->options.queues, .pool = pool};
 	return CHECK(pool != NULL, "no memory") && CHECK(guest->port != NO_PORT, "probe failed") &&
 	       CHECK(port_start(guest->port, &config) == 0, "start failed");

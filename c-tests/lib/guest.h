@@ -31,6 +31,9 @@ struct guest {
 	struct guest_options options;
 };
 
+/* Arguments of all ports whose options have none; empty at first. */
+extern const char *guest_devargs;
+
 /* Port, connection, handshake, link. The pool is made once for the process. */
 bool guest_open(struct guest *guest, const struct guest_options *options);
 /* The port alone; and a frontend that does the handshake again. */

@@ -276,6 +276,13 @@ impl<T: Copy> Flight<T> {
         self.slots.room() != 0 && usize_of(self.chains.room()) >= chains
     }
 
+    /// How many chains there is room for, each with a packet of its own.
+    #[inline]
+    pub fn room(&self) -> u16 {
+        let room = self.slots.room().min(self.chains.room());
+        u16::try_from(room).unwrap_or(u16::MAX)
+    }
+
     /// Plans a copy of the packet that is appended next, `transfer` for an engine; `false` when there
     /// is no room. When it has ended, `note` is told, with its length.
     ///
@@ -334,7 +341,8 @@ impl<T: Copy> Flight<T> {
     }
 
     /// Appends a packet with what was planned and given for it, and hands each of its copies to
-    /// `stage`, with the place that the engine's report must name.
+    /// `stage`, with the place that the engine's report must name. [`fits`](Self::fits) has told that
+    /// there is room; if not, nothing happens but that all of it is forgotten.
     #[inline]
     pub fn append(&mut self, packet: Option<T>, mut stage: impl FnMut(Transfer, u16)) {
         let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
@@ -345,7 +353,13 @@ impl<T: Copy> Flight<T> {
             copies: narrow(copies),
         };
         let place = self.slots.place(self.slots.next);
-        self.slots.push(slot);
+        if !self.slots.push(slot) {
+            // That place is the oldest slot's, which engines may be at.
+            self.forget_planned();
+            self.chains.next = self.chains.next.wrapping_sub(self.given);
+            self.given = 0;
+            return;
+        }
         (self.planned, self.given) = (0, 0);
         if let Some(cell) = self.board.cells.get(place) {
             cell.redo.store(false, Ordering::Relaxed);

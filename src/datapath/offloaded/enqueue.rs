@@ -255,9 +255,11 @@ fn take<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
     log: L::Log<'_>,
     Asks { features, counters }: Asks<'_>,
 ) -> Outcome {
-    let available = ring.available(u16::MAX);
     let flight = mover.flight();
-    if available == 0 || !flight.fits(1) {
+    // A driver may offer again what is under way. Each chain takes a slot of the ring or more, so that
+    // many at the most are taken or go back unused below.
+    let available = ring.available(flight.room());
+    if available == 0 {
         return Outcome::NoRoom;
     }
     let mut plan = match plan(&packet, features, counters) {

@@ -107,6 +107,8 @@ impl<D: Direction> Offloaded<D> {
         if !self.is_empty() {
             None
         } else if engines.are_dead() {
+            // They may have died while only other queues used them.
+            self.way.note(counters);
             Some(&counters.cpu_noroom)
         } else if engines.are_eager() || worthwhile(&self.virtqueue, engines.threshold()) {
             None

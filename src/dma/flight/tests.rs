@@ -33,6 +33,18 @@ fn slots_come_out_in_order_when_their_copies_have_ended() {
     }
     append(&mut flight, 3);
     assert!(!flight.fits(1));
+    assert_eq!(flight.room(), 0);
+    // Nobody asked whether it fits: the oldest slot does not land for it.
+    flight.give(Given {
+        id: 9,
+        slots: 1,
+        len: 0,
+    });
+    assert!(plan(&mut flight, &from, &mut to));
+    assert_eq!(append(&mut flight, 4), None);
+    assert_eq!(flight.land(|_, _| {}), None);
+    assert_eq!(flight.len(), 4);
+    assert_eq!(flight.planned(), 0);
     let board = Arc::clone(flight.board());
     board.done(1, Outcome::Copied);
     assert_eq!(flight.land(|_, _| {}), None);

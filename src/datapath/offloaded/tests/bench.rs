@@ -13,6 +13,7 @@ use crate::dma::channel::Channel;
 use crate::testing::dma::{Fault, Faults, Faulty, SimEngine};
 use crate::testing::{Buffer, FakeDriver, FakePacket, FakePool, Frame, Used};
 use crate::virtio_net::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
+use crate::virtqueue::{VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED};
 
 /// The most packets of a burst.
 const BURST: usize = 32;
@@ -376,4 +377,24 @@ pub(super) fn fault() -> impl Strategy<Value = Fault> {
         Just(Fault::Halt),
         Just(Fault::Twice)
     ]
+}
+
+/// The rest of the ring, and then all of it once more, in chains of no bytes; what no driver may do while
+/// chains are under way.
+pub(super) fn offer_again(driver: &mut FakeDriver, under_way: u16) {
+    let size = driver.size();
+    for nth in 0..size {
+        // Available in this turn of a packed ring, or in the next one.
+        let flags = match (driver.is_packed(), nth < under_way) {
+            (false, _) => 0,
+            (true, true) => VRING_PACKED_DESC_F_USED,
+            (true, false) => VRING_PACKED_DESC_F_AVAIL,
+        };
+        let words = u64::from(nth) << 32 | u64::from(flags) << 48;
+        let at = driver.table() + 16 * u64::from(nth);
+        driver.memory.write(at + 8, &words.to_le_bytes());
+    }
+    if !driver.is_packed() {
+        driver.set_available_index(under_way.wrapping_add(size));
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::super::{Dequeue, Offloaded};
-use super::bench::{self, Way, channel, fault, faulty, faulty_benches, lens};
+use super::bench::{self, Way, channel, fault, faulty, faulty_benches, lens, offer_again};
 use crate::datapath::{Checksum, Release};
 use crate::testing::dma::{Fault, SimEngine};
 use crate::testing::{
@@ -118,6 +118,34 @@ fn a_chain_that_is_malformed_goes_back_in_its_turn() {
         bench.assert_all_arrived();
         assert_eq!(bench.driver.counted(|c| &c.drop_bad_desc), 1);
         assert_eq!(bench.driver.counted(|c| &c.packets), 6);
+    }
+}
+
+#[test]
+fn a_driver_that_offers_again_what_is_under_way_gets_nothing_early() {
+    for (mut bench, _) in faulty_benches::<FromGuest>(|faults| faults.every = Some(Fault::Lost)) {
+        let size = bench.driver.size();
+        let under_way = size - 3;
+        bench.send(under_way.into(), 1500);
+        let Bench { driver, queue, .. } = &mut bench;
+        let queue = queue.as_mut().unwrap();
+        let mut out = vec![FakePacket::default(); size.into()];
+        while queue.len() < under_way.into() {
+            assert_eq!(queue.receive(&driver.pool, &mut out, &driver.counters), 0);
+        }
+        offer_again(driver, under_way);
+        for _ in 0..3 {
+            assert_eq!(queue.receive(&driver.pool, &mut out, &driver.counters), 0);
+            assert!(queue.len() <= size.into());
+        }
+        assert_eq!(driver.pool.live(), usize::from(under_way));
+
+        assert!(bench.drain());
+        let kept: Vec<_> = bench.kept.drain(..).collect();
+        let frames: Vec<_> = kept.iter().map(|packet| Frame(packet.to_vec())).collect();
+        assert!(frames.iter().eq(&bench.expected));
+        bench.driver.pool.release(&kept);
+        assert_eq!(bench.driver.pool.live(), 0);
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::super::Enqueue;
-use super::bench::{self, Way, channel, fault, faulty, faulty_benches, lens};
+use super::bench::{self, Way, channel, fault, faulty, faulty_benches, lens, offer_again};
 use crate::testing::dma::{Fault, SimEngine};
 use crate::testing::{BUFFERS, Buffer, FakeLog, FakePool, LogRing, NEXT, RINGS, Used};
 
@@ -125,6 +125,28 @@ fn a_chain_that_is_malformed_goes_back_in_its_turn() {
         assert!(used.iter().all(|used| *used == bad || used.len == 1512));
         assert_eq!(bench.driver.pool.live(), 0);
         assert_eq!(bench.driver.counted(|c| &c.drop_bad_desc), 1);
+    }
+}
+
+#[test]
+fn a_driver_that_offers_again_what_is_under_way_gets_nothing_early() {
+    for (mut bench, _) in faulty_benches::<ToGuest>(|faults| faults.every = Some(Fault::Lost)) {
+        let under_way = bench.driver.size() - 3;
+        bench.offer(under_way.into(), 2048);
+        assert_eq!(bench.send(under_way.into(), 1500), usize::from(under_way));
+        offer_again(&mut bench.driver, under_way);
+        for _ in 0..3 {
+            assert_eq!(bench.send(1, 1500), 0);
+            assert!(bench.queue().len() <= u32::from(bench.driver.size()));
+        }
+        assert_eq!(bench.driver.pool.live(), usize::from(under_way));
+        assert_eq!(bench.driver.counted(|c| &c.packets), 0);
+
+        assert!(bench.drain());
+        assert_eq!(bench.driver.pool.live(), 0);
+        let sent = bench.driver.counted(|c| &c.packets);
+        assert_eq!(sent, u64::from(under_way));
+        assert!(bench.driver.memory.canaries_are_whole());
     }
 }
 

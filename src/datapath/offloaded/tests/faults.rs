@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::{Dequeue, Enqueue};
-use super::bench::{Bench, Way, benches, channel, faulty_benches};
+use super::bench::{Bench, Way, benches, channel, faulty, faulty_benches};
 use crate::testing::dma::{Fault, Faults, SimEngine};
 use crate::testing::{FakeDriver, FakePool};
 use crate::virtio_net::VIRTIO_F_VERSION_1;
@@ -44,6 +44,7 @@ both_ways! {
     an_engine_that_reports_too_much_is_dead_and_nothing_comes_twice
     an_engine_that_lies_is_seen_by_the_bytes
     a_removed_engine_is_dead_at_once
+    a_queue_that_was_empty_when_its_engine_died_tells_of_it
     a_lost_doorbell_is_rung_once_more
     the_watchdog_ends_an_engine_that_stands_still
     a_full_engine_leaves_the_copies_to_the_cpu
@@ -261,6 +262,22 @@ fn a_removed_engine_is_dead_at_once<W: Way>() {
         assert!(bench.channels[0].is_dead());
         bench.assert_all_arrived();
         assert_eq!(bench.dma(|c| &c.engine_dead), 1);
+    }
+}
+
+fn a_queue_that_was_empty_when_its_engine_died_tells_of_it<W: Way>() {
+    for driver in W::drivers(64) {
+        let (channel, faults) = faulty(SimEngine::new(256));
+        let mut idle = Bench::<W>::new(driver, vec![Arc::clone(&channel)]);
+        let mut busy = Bench::<W>::new(FakeDriver::split(64), vec![channel]);
+        busy.start(8, 1500);
+        faults.lock().unwrap().removed = true;
+        assert_eq!(busy.poll(), 8);
+        assert!(idle.channels[0].is_dead());
+
+        assert_eq!(idle.start(8, 1500), 8);
+        assert_eq!(idle.dma(|c| &c.engine_dead), 1);
+        assert_eq!(idle.dma(|c| &c.cpu_noroom), 8);
     }
 }
 
