@@ -150,10 +150,10 @@ mod dpdk {
         "rte_eth_event_type|rte_power_monitor_cond|rte_ether_addr|rte_epoll_event|rte_devargs",
         "rte_proc_type_t|rte_intr_handle|rte_intr_handle_type|rte_net_hdr_lens",
         "rte_thread_t",
-        "rte_memseg|rte_memseg_list|rte_iova_mode",
+        "rte_memseg|rte_memseg_list|rte_iova_mode|rte_mem_event",
     ];
 
-    const FUNCTIONS: [&str; 10] = [
+    const FUNCTIONS: [&str; 11] = [
         "rte_eth_dev_(is_valid_port|get_port_by_name|socket_id)",
         "rte_pktmbuf_free_bulk|rte_mbuf_dynflag_register",
         "rte_zmalloc_socket|rte_malloc_socket|rte_free|rte_malloc_virt2iova|rte_mem_virt2iova",
@@ -163,8 +163,8 @@ mod dpdk {
         "rte_intr_(instance_(alloc|free)|type_set|fd_set|vec_list_(alloc|free|index_set)|\
          efds_index_set|nb_efd_set|max_intr_set|efd_counter_size_set)",
         "rte_net_get_ptype",
-        "rte_vfio_(setup_device|release_device|container_dma_(map|unmap))|rte_eal_iova_mode|\
-         rte_mem_virt2memseg(_list)?",
+        "rte_vfio_(is_enabled|setup_device|release_device|container_dma_(map|unmap))",
+        "rte_eal_iova_mode|rte_mem_virt2memseg(_list)?|rte_memseg_walk|rte_mem_event_callback_register",
         "rte_telemetry_register_cmd|rte_tel_data_.*",
     ];
 

@@ -15,6 +15,7 @@ use std::thread;
 use rte_net_vhost::dpdk::eal::{self, Lcore};
 use rte_net_vhost::dpdk::intr::RxInterrupts;
 use rte_net_vhost::dpdk::mbuf::{self, Mbuf, RxFields, RxTemplate};
+use rte_net_vhost::dpdk::memory::{self, Change, Memory};
 use rte_net_vhost::dpdk::mempool::Mempool;
 use rte_net_vhost::dpdk::sys::{rte_mempool, rte_mempool_cache};
 use rte_net_vhost::dpdk::{malloc, thread as control};
@@ -299,5 +300,39 @@ fn shared_memory_is_zeroed_and_aligned() {
         assert_eq!(unsafe { memory.read() }, [0; 100]);
         // SAFETY: not used any more.
         unsafe { malloc::free(memory) };
+    });
+}
+
+struct Nobody;
+
+impl memory::Watcher for Nobody {
+    const NAME: &'static CStr = c"nobody";
+
+    fn changed(_: Change, _: usize, _: usize, _: usize) {}
+}
+
+#[test]
+fn memory_is_seen_page_by_page() {
+    on_lcore(|| {
+        let ours: NonNull<[u64; 100]> = malloc::zeroed(c"test", eal::ANY_SOCKET).unwrap();
+        let at = ours.addr().get();
+        let (mut bytes, mut with_ours, mut pages) = (0, 0, 0);
+        memory::walk(|page| {
+            let known = memory::segment(page.va).unwrap();
+            assert_eq!((known.va, known.len), (page.va, page.len));
+            bytes += page.len;
+            with_ours += usize::from((page.va..page.va + page.len).contains(&at));
+            true
+        });
+        assert_eq!((bytes, with_ours), (64 << 20, 1));
+        memory::walk(|_| {
+            pages += 1;
+            pages < 3
+        });
+        assert_eq!(pages, 3);
+        // Without huge pages all of it is there from the start.
+        assert_eq!(memory::watch::<Nobody>(), Ok(Memory::Stays));
+        // SAFETY: not used any more.
+        unsafe { malloc::free(ours) };
     });
 }

@@ -10,6 +10,7 @@ pub mod intr;
 pub mod log;
 pub mod malloc;
 pub mod mbuf;
+pub mod memory;
 pub mod mempool;
 pub mod sys;
 pub mod telemetry;

@@ -6,17 +6,23 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use super::eal;
 use super::sys::{
     RTE_IOVA_VA, RTE_VFIO_DEFAULT_CONTAINER_FD, rte_eal_iova_mode, rte_mem_virt2iova,
-    rte_mem_virt2memseg, rte_mem_virt2memseg_list, rte_vfio_container_dma_map,
-    rte_vfio_container_dma_unmap, rte_vfio_release_device, rte_vfio_setup_device,
+    rte_vfio_container_dma_map, rte_vfio_container_dma_unmap, rte_vfio_is_enabled,
+    rte_vfio_release_device, rte_vfio_setup_device,
 };
 
 const PCI_DEVICES: &CStr = c"/sys/bus/pci/devices";
+
+/// Whether EAL has a container: it found VFIO when it started.
+pub fn is_enabled() -> bool {
+    // SAFETY: a string that lives through the call.
+    unsafe { rte_vfio_is_enabled(c"vfio".as_ptr()) != 0 }
+}
 
 /// Opens a PCI device, whose group joins the container; `None` when it is not bound to VFIO.
 ///
 /// # Errors
 ///
-/// The number in `rte_errno`, or that of an error without one.
+/// The number in `rte_errno`; 0 for an error that has none, of which only the log tells more.
 pub fn open(bdf: &CStr) -> Result<Option<OwnedFd>, c_int> {
     let mut fd: c_int = -1;
     // A `vfio_device_info`, longer than any, which begins with its size; nobody looks at it.
@@ -24,6 +30,8 @@ pub fn open(bdf: &CStr) -> Result<Option<OwnedFd>, c_int> {
     if let Some(argsz) = info.first_mut() {
         *argsz = 16 * 8;
     }
+    // It leaves that of an earlier call in place.
+    eal::set_errno(0);
     // SAFETY: two strings that live through the call, and room for both answers.
     let result = unsafe {
         rte_vfio_setup_device(
@@ -37,7 +45,7 @@ pub fn open(bdf: &CStr) -> Result<Option<OwnedFd>, c_int> {
         // SAFETY: EAL opened it for us, and closes it only in `close`, by number.
         0 => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
         1.. => Ok(None),
-        _ => Err(errno_or(libc::EIO)),
+        _ => Err(eal::errno()),
     }
 }
 
@@ -94,56 +102,13 @@ pub fn iova(va: usize) -> Option<u64> {
     (iova != u64::MAX).then_some(iova)
 }
 
-/// A piece of DPDK's own memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Where it begins for us.
-    pub va: usize,
-    /// Bytes.
-    pub len: usize,
-    /// Where devices find it.
-    pub iova: u64,
-}
-
-/// The piece of DPDK's own memory, which EAL has mapped for devices, at `va`. Not what the
-/// application only registered.
-pub fn segment(va: usize) -> Option<Segment> {
-    let address = core::ptr::without_provenance(va);
-    // SAFETY: only looks the address up.
-    let list = unsafe { rte_mem_virt2memseg_list(address) };
-    if list.is_null() {
-        return None;
-    }
-    // SAFETY: one of EAL's lists, an array in its configuration, which is never freed.
-    if unsafe { (*list).external } != 0 {
-        return None;
-    }
-    // SAFETY: only looks the address up, in the list that has it.
-    let found = unsafe { rte_mem_virt2memseg(address, list) };
-    if found.is_null() {
-        return None;
-    }
-    // SAFETY: an entry of that list.
-    let found = unsafe { found.read_unaligned() };
-    let len = found.len;
-    if !len.is_power_of_two() || found.iova == u64::MAX {
-        return None;
-    }
-    Some(Segment {
-        // Pages begin at multiples of their size.
-        va: va & !(len - 1),
-        len,
-        iova: found.iova,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn without_eal_there_is_no_device_and_no_memory() {
-        assert_eq!(segment(0x1000), None);
+    fn without_eal_there_is_no_container() {
+        assert!(!is_enabled());
         assert!(map(0x1000, 0x1000, 0x1000).is_err());
         assert!(unmap(0x1000, 0x1000, 0x1000).is_err());
     }

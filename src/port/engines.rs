@@ -2,24 +2,17 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use super::vfio::EalContainer;
+use super::vfio;
 use crate::devargs::{Backend, EngineName, pci, work_queue};
 use crate::dma::channel::{self, Channel, OpenError};
 use crate::dma::dmadev::{self, Dmadev, Wanted};
 use crate::dma::software::Software;
-use crate::dma::vfio::{Container, pci_id};
+use crate::dma::vfio::pci_id;
 use crate::dma::{Engine, idxd, ioat};
 use crate::dpdk::thread;
 use crate::guard;
-
-/// Where devices reach the memory of this process: one for all engines.
-static CONTAINER: LazyLock<Arc<EalContainer>> = LazyLock::new(Arc::default);
-
-fn container() -> Arc<dyn Container> {
-    Arc::clone(&*CONTAINER) as Arc<dyn Container>
-}
 
 /// The engine of that name, which may be in use already; one that is opened has room for `ring_size`
 /// copies, or as many as it can.
@@ -72,16 +65,16 @@ fn make(name: &EngineName, backend: Backend, ring_size: u32) -> Result<Box<dyn E
             vchan: name.vchan,
             ring_size,
             stops_in_name_only: work_queue(&name.name).is_some(),
-            container,
+            container: vfio::of_eal,
         })?)),
         Backend::Ioat => {
             let (bdf, _) = unused(&name.name)?;
-            boxed(ioat::open(bdf, container(), ring_size))
+            boxed(ioat::open(bdf, ring_size, vfio::open))
         }
         Backend::Dsa => {
             let (bdf, queue) = unused(&name.name)?;
             let queue = queue.unwrap_or_default();
-            boxed(idxd::open_vfio(bdf, queue, container(), ring_size))
+            boxed(idxd::open_vfio(bdf, queue, ring_size, vfio::open))
         }
         Backend::Wq => {
             unused(&name.name)?;

@@ -26,7 +26,7 @@ mod shared;
 mod stats;
 mod telemetry;
 mod ticker;
-pub mod vfio;
+mod vfio;
 mod vring;
 mod xstats;
 

@@ -1,20 +1,82 @@
-//! DPDK's VFIO container, for the engines that we drive ourselves.
+//! The VFIO containers of the engines that we drive ourselves: EAL's, else one of our own.
 //!
-//! DPDK's own memory is mapped there already, and stays so: only guest memory is mapped by us.
+//! EAL's is the rule: its own memory is mapped there already, and stays so, and only guest memory is
+//! mapped by us.
+
+mod own;
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use crate::dma::vfio::pieces::Mapped;
-use crate::dma::vfio::{Block, Container, Piece};
-use crate::dpdk::{eal, malloc, vfio};
+use crate::dma::vfio::{Block, Container, Device, Piece, iommu_bits};
+use crate::dpdk::{eal, malloc, memory, vfio};
+use crate::log::PORT;
 
-/// The container of this process. One object for all engines: it counts who mapped what.
+/// EAL's container. One object for all engines: it counts who mapped what.
+static EAL: LazyLock<Arc<EalContainer>> = LazyLock::new(Arc::default);
+
+/// EAL's container, in which DPDK's drivers have their devices.
+pub(super) fn of_eal() -> Arc<dyn Container> {
+    Arc::clone(&*EAL) as Arc<dyn Container>
+}
+
+/// Bits of the addresses that this process may have.
+const OUR_BITS: u32 = 47;
+
+/// Opens a device in EAL's container; in one of our own when EAL has none, when it refuses, and when
+/// guests would be out of the device's reach, since its IOMMU is too narrow for the addresses that
+/// EAL uses.
+///
+/// # Errors
+///
+/// `NotFound`: it is not bound to VFIO. Anything else: both refused.
+pub(super) fn open(bdf: &str) -> io::Result<Device> {
+    let bits = iommu_bits(bdf).filter(|bits| *bits < OUR_BITS && vfio::addresses_are_ours());
+    let refusal = match (vfio::is_enabled(), bits) {
+        (false, _) => "it found no VFIO when it started".to_owned(),
+        (true, Some(bits)) => format!("its addresses are too wide for an IOMMU of {bits} bits"),
+        (true, None) => match Device::open(bdf, of_eal()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => error.to_string(),
+            done => return done,
+        },
+    };
+    let error = match own::open(bdf) {
+        Ok(device) => {
+            log::info!(
+                target: PORT,
+                "{bdf} is in a VFIO container of this driver's own, not in EAL's: {refusal}"
+            );
+            return Ok(device);
+        }
+        Err(error) => error,
+    };
+    // EAL may have its group already. Then the engine reaches what it can.
+    if bits.is_some()
+        && vfio::is_enabled()
+        && let Ok(device) = Device::open(bdf, of_eal())
+    {
+        return Ok(device);
+    }
+    let both = format!("{error}; EAL's VFIO container: {refusal}");
+    Err(io::Error::new(error.kind(), both))
+}
+
+/// EAL's container.
 #[derive(Default)]
-pub struct EalContainer {
+struct EalContainer {
     mapped: Mutex<Mapped>,
+    losses: Arc<AtomicU64>,
+}
+
+impl EalContainer {
+    /// Some of EAL's memory goes.
+    fn lost_memory(&self) {
+        self.losses.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// The size of the pages that are looked up when addresses are physical.
@@ -51,7 +113,7 @@ fn unmap_all(pieces: &[Piece]) {
         if let Err(errno) = vfio::unmap(va, piece.iova, len) {
             let error = error(errno);
             log::error!(
-                target: crate::log::PORT,
+                target: PORT,
                 "VFIO: {len} bytes at {va:#x} cannot be taken from the devices: {error}"
             );
         }
@@ -62,7 +124,11 @@ impl Container for EalContainer {
     fn open(&self, bdf: &str) -> io::Result<OwnedFd> {
         match vfio::open(&name(bdf)?) {
             Ok(Some(device)) => Ok(device),
-            Ok(None) => Err(io::ErrorKind::NotFound.into()),
+            Ok(None) => {
+                let kind = io::ErrorKind::NotFound;
+                Err(io::Error::new(kind, "it is not bound to VFIO"))
+            }
+            Err(0) => Err(io::Error::other("it refuses, as its log says")),
             Err(errno) => Err(error(errno)),
         }
     }
@@ -102,7 +168,7 @@ impl Container for EalContainer {
     }
 
     fn known(&self, va: usize, len: usize) -> Option<Piece> {
-        let first = vfio::segment(va)?;
+        let first = memory::segment(va)?;
         let mut piece = Piece {
             va: first.va,
             len: first.len,
@@ -111,13 +177,21 @@ impl Container for EalContainer {
         // A packet may lie across pages, if devices see them side by side, too.
         let end = va.checked_add(len)?;
         while piece.va.checked_add(piece.len)? < end {
-            let next = vfio::segment(piece.va + piece.len)?;
+            let next = memory::segment(piece.va + piece.len)?;
             if next.iova != piece.iova.checked_add(piece.len as u64)? {
                 return None;
             }
             piece.len = piece.len.checked_add(next.len)?;
         }
         Some(piece)
+    }
+
+    fn losses(&self) -> Arc<AtomicU64> {
+        // Without it addresses may go stale only where they are physical, and memory goes.
+        if let Err(error) = own::watch() {
+            log::warn!(target: PORT, "DPDK does not tell what memory goes: {error}");
+        }
+        Arc::clone(&self.losses)
     }
 
     fn allocate(&self, len: usize) -> io::Result<Block> {

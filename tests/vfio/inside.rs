@@ -54,6 +54,7 @@ mod edu {
     const TO_MEMORY: u64 = 2;
 
     struct Bench {
+        own: Arc<Type1>,
         container: Arc<dyn Container>,
         edu: Device,
         reach: Reach,
@@ -61,10 +62,12 @@ mod edu {
 
     impl Bench {
         fn new() -> Self {
-            let container = container();
+            let own = Arc::new(Type1::new().unwrap());
+            let container = Arc::clone(&own) as Arc<dyn Container>;
             let edu = Device::open(&device(), Arc::clone(&container)).unwrap();
             let reach = Reach::new(Arc::clone(&container));
             Self {
+                own,
                 container,
                 edu,
                 reach,
@@ -188,6 +191,78 @@ mod edu {
         bench.reach.map(va(&memory), 4096).unwrap();
     }
 
+    fn what_is_added_is_known_until_it_is_removed() {
+        let bench = Bench::new();
+        function::enable(&bench.edu).unwrap();
+        let (from, to) = (pages(2), pages(4));
+        fill(&from, 77);
+        for at in [va(&from), va(&from) + 4096] {
+            bench.own.add(at, 4096).unwrap();
+        }
+        bench.own.add(va(&to), 4 * 4096).unwrap();
+        bench.own.add(va(&to) + 4096, 4096).unwrap(); // has it already
+
+        bench.copy(bench.at(&from), bench.at(&to));
+        assert!(equal(&from, &to));
+
+        // Two pages side by side for us may be so for the device.
+        let both = bench.reach.translate(va(&from), 2 * 4096);
+        let second = bench.reach.translate(va(&from) + 4096, 4096).unwrap();
+        assert!(both.is_none_or(|both| both.0 + 4096 == second.0));
+
+        // The rest stays; what was one mapping goes as a whole.
+        let source = bench.at(&from);
+        bench.own.remove(va(&from), 4096);
+        bench.own.remove(va(&to) + 8192, 4096);
+        assert_eq!(bench.reach.translate(va(&from), 1), None);
+        assert_eq!(bench.reach.translate(va(&from) + 4096, 4096), Some(second));
+        assert_eq!(bench.reach.translate(va(&to), 1), None);
+        bench.own.remove(va(&to), 4 * 4096); // is gone already
+
+        // And again, also where the device finds it elsewhere now.
+        let taken = pages(1);
+        bench.own.add(va(&taken), 4096).unwrap();
+        bench.own.add(va(&from), 4096).unwrap();
+        bench.own.add(va(&to), 4 * 4096).unwrap();
+        fill(&to, 1);
+        bench.copy(bench.at(&from), bench.at(&to));
+        assert!(equal(&from, &to));
+        assert!(source >= 4 << 30);
+    }
+
+    fn what_was_added_goes_with_the_last_device() {
+        let mut bench = Bench::new();
+        let memory = pages(1);
+        bench.own.add(va(&memory), 4096).unwrap();
+        assert!(bench.reach.translate(va(&memory), 1).is_some());
+
+        assert!(bench.edu.release());
+
+        assert_eq!(bench.reach.translate(va(&memory), 1), None);
+        let error = bench.own.add(va(&memory), 4096).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV), "no device");
+        bench.own.remove(va(&memory), 4096);
+        let edu = Device::open(&device(), Arc::clone(&bench.container)).unwrap();
+        bench.own.add(va(&memory), 4096).unwrap();
+        assert!(bench.reach.translate(va(&memory), 1).is_some());
+        drop(edu);
+    }
+
+    fn too_many_mappings_are_refused_with_a_remedy() {
+        let limit = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+        fs::write(limit, "2").unwrap();
+        let bench = Bench::new();
+        fs::write(limit, "65535").unwrap();
+        let memory = pages(3);
+        let mut added = (0..3).map(|nth| bench.own.add(va(&memory) + nth * 4096, 4096));
+        assert!(added.next().unwrap().is_ok());
+        assert!(added.next().unwrap().is_ok());
+        let error = added.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("dma_entry_limit"), "{error}");
+        bench.own.remove(va(&memory), 4096);
+        bench.own.add(va(&memory) + 8192, 4096).unwrap();
+    }
+
     fn devices_memory_comes_and_goes() {
         let bench = Bench::new();
         for _ in 0..3 {
@@ -207,6 +282,9 @@ mod edu {
         opened_reset_and_released();
         memory_is_reached_while_it_is_mapped();
         what_cannot_be_mapped_is_refused();
+        what_is_added_is_known_until_it_is_removed();
+        what_was_added_goes_with_the_last_device();
+        too_many_mappings_are_refused_with_a_remedy();
         devices_memory_comes_and_goes();
     }
 
@@ -249,7 +327,8 @@ mod ioat {
 
     impl Bench {
         fn new() -> Self {
-            let mut channel = ioat::open(&device(), container(), 64).unwrap();
+            let mut channel =
+                ioat::open(&device(), 64, |bdf| Device::open(bdf, container())).unwrap();
             let (from, to) = (pages(PAGES), pages(PAGES));
             fill(&from, 1 << 40);
             for memory in [&from, &to] {

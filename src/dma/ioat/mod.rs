@@ -37,20 +37,25 @@ pub fn is_known(id: PciId) -> bool {
             | 0x0b00) // Ice Lake-SP
 }
 
-/// Opens the channel at `bdf` (`0000:00:04.0`) with a ring of `ring` descriptors, rounded up to a
-/// power of two.
+/// Opens the channel at `bdf` (`0000:00:04.0`), which `open` does in some container, with a ring of
+/// `ring` descriptors, rounded up to a power of two.
 ///
 /// # Errors
 ///
-/// What [`Container::open`] says; the function is no channel that we know, or does not start.
-pub fn open(bdf: &str, container: Arc<dyn Container>, ring: u32) -> io::Result<Ioat<vfio::Device>> {
+/// What `open` says; the function is no channel that we know, or does not start.
+pub fn open(
+    bdf: &str,
+    ring: u32,
+    open: impl FnOnce(&str) -> io::Result<vfio::Device>,
+) -> io::Result<Ioat<vfio::Device>> {
     if !is_known(vfio::pci_id(bdf)?) {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "not an I/OAT channel",
         ));
     }
-    let device = vfio::Device::open(bdf, Arc::clone(&container))?;
+    let device = open(bdf)?;
+    let container = Arc::clone(device.container());
     Ioat::start(device, container, ring)
 }
 

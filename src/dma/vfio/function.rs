@@ -135,6 +135,16 @@ pub fn pci_id(bdf: &str) -> io::Result<PciId> {
     })
 }
 
+/// Bits of the addresses that the IOMMU of the function at `bdf` translates, as Intel's tell; `None`
+/// when it does not say.
+pub fn iommu_bits(bdf: &str) -> Option<u32> {
+    let path = format!("/sys/bus/pci/devices/{bdf}/iommu/intel-iommu/cap");
+    let capabilities = is_bdf(bdf).then(|| fs::read_to_string(path).ok())??;
+    let capabilities = u64::from_str_radix(capabilities.trim(), 16).ok()?;
+    // Maximum guest address width (VT-d, 11.4.2).
+    u32::try_from(1 + (capabilities >> 16 & 0x3f)).ok()
+}
+
 /// A function that VFIO lends us.
 pub struct Device {
     bdf: String,
@@ -169,6 +179,11 @@ impl Device {
         };
         device.registers = Some(device.bar(0)?);
         Ok(device)
+    }
+
+    /// The container that it is in.
+    pub fn container(&self) -> &Arc<dyn Container> {
+        &self.container
     }
 
     /// Maps a whole BAR.

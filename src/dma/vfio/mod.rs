@@ -8,6 +8,7 @@ pub mod function;
 mod ioctl;
 pub mod memory;
 pub mod pieces;
+mod space;
 pub mod type1;
 
 #[cfg(test)]
@@ -15,8 +16,10 @@ mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-pub use function::{Device, Function, PciId, Registers, pci_id};
+pub use function::{Device, Function, PciId, Registers, iommu_bits, pci_id};
 pub use memory::{Block, Memory};
 pub use pieces::{Piece, Reach};
 pub use type1::Type1;
@@ -47,6 +50,10 @@ pub trait Container: Send + Sync {
     /// The piece with all of `len` bytes at `va`, of memory that stays mapped without our doing,
     /// such as DPDK's.
     fn known(&self, va: usize, len: usize) -> Option<Piece>;
+
+    /// How often memory that was [`known`](Self::known) has gone. Who remembers an answer looks here
+    /// before it uses it.
+    fn losses(&self) -> Arc<AtomicU64>;
 
     /// Zeroed memory that devices reach, in one piece for them, too; it begins on a cache
     /// line.

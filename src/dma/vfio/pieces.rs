@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Container;
 use crate::dma::Addr;
@@ -44,8 +45,11 @@ pub struct Reach {
     /// Sorted; pieces do not overlap.
     guest: Vec<Piece>,
     /// Some of the container's answers, each in the place of its 2 MB: a pool of packets is used
-    /// again and again, and memory that the container knows stays where it is.
+    /// again and again.
     learned: [Cell<Piece>; LEARNED],
+    /// What the container counted when all of them were true.
+    learned_at: Cell<u64>,
+    losses: Arc<AtomicU64>,
 }
 
 const LEARNED: usize = 64;
@@ -53,10 +57,13 @@ const LEARNED: usize = 64;
 impl Reach {
     /// Only what the container knows by itself.
     pub fn new(container: Arc<dyn Container>) -> Self {
+        let losses = container.losses();
         Self {
             container,
             guest: Vec::new(),
             learned: [const { Cell::new(Piece::NONE) }; LEARNED],
+            learned_at: Cell::new(losses.load(Ordering::Acquire)),
+            losses,
         }
     }
 
@@ -72,6 +79,10 @@ impl Reach {
         if let Some(address) = before.and_then(|piece| piece.address(va, len)) {
             return Some(address);
         }
+        let losses = self.losses.load(Ordering::Acquire);
+        if losses != self.learned_at.get() {
+            self.forget(losses);
+        }
         let learned = self.learned.get((va >> 21) % LEARNED)?;
         if let Some(address) = learned.get().address(va, len) {
             return Some(address);
@@ -79,6 +90,13 @@ impl Reach {
         let piece = self.container.known(va, len)?;
         learned.set(piece);
         piece.address(va, len)
+    }
+
+    /// The same address may have other memory behind it by now.
+    #[cold]
+    fn forget(&self, losses: u64) {
+        self.learned.iter().for_each(|piece| piece.set(Piece::NONE));
+        self.learned_at.set(losses);
     }
 
     /// Maps guest memory.

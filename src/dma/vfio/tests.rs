@@ -86,6 +86,22 @@ fn memory_that_the_container_knows_needs_no_mapping() {
 }
 
 #[test]
+fn memory_that_the_container_lost_is_not_remembered() {
+    let fake = FakeContainer::new();
+    let memory = vec![0_u8; 100];
+    fake.lend(&memory);
+    let reach = Reach::new(Arc::new(fake.clone()));
+    let at = memory.as_ptr().addr();
+    assert!(reach.translate(at, 100).is_some());
+
+    fake.take_back();
+
+    assert_eq!(reach.translate(at, 100), None);
+    fake.lend(&memory);
+    assert!(reach.translate(at, 100).is_some());
+}
+
+#[test]
 fn memory_for_a_device_is_zeroed_and_unmapped_with_its_owner() {
     let fake = FakeContainer::new();
     let container: Arc<dyn Container> = Arc::new(fake.clone());

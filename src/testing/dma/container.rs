@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::dma::vfio::pieces::Mapped;
@@ -14,6 +15,7 @@ const APART: u64 = 1 << 48;
 #[derive(Clone, Default)]
 pub struct FakeContainer {
     state: Arc<Mutex<State>>,
+    losses: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -37,6 +39,12 @@ impl FakeContainer {
     pub fn lend(&self, memory: &[u8]) {
         let piece = piece(memory.as_ptr().addr(), memory.len());
         self.state().lent.push(piece);
+    }
+
+    /// Takes all of that back.
+    pub fn take_back(&self) {
+        self.state().lent.clear();
+        self.losses.fetch_add(1, Ordering::Release);
     }
 
     /// From now on nothing more can be mapped.
@@ -96,6 +104,10 @@ impl Container for FakeContainer {
         let state = self.state();
         let with = state.lent.iter().find(|p| p.address(va, len).is_some());
         with.copied()
+    }
+
+    fn losses(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.losses)
     }
 
     fn allocate(&self, len: usize) -> io::Result<Block> {
