@@ -210,6 +210,7 @@ void
 eal_start(const char *program)
 {
 	const char *given = getenv("NET_VHOST_PLUGIN");
+	const char *iova = getenv("NET_VHOST_IOVA");
 	bool huge = getenv("NET_VHOST_NO_HUGE") == NULL && free_hugepages() >= HUGEPAGES_NEEDED;
 
 	if (given == NULL)
@@ -225,7 +226,7 @@ eal_start(const char *program)
 		add_argument("--no-pci");
 	if (!telemetry)
 		add_argument("--no-telemetry");
-	add_argument("--iova-mode=va");
+	add_argument("--iova-mode=%s", iova != NULL ? iova : "va");
 	if (getenv("NET_VHOST_VERBOSE") == NULL) {
 		add_argument("--log-level=*:error");
 		add_argument("--log-level=lib.vhost.*:critical");
