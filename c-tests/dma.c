@@ -192,6 +192,8 @@ engines_are_opened_at_start(void)
 	result = start_with("[txq0@ioat:00:1f.7]");
 	CHECK(result == -ENODEV, "a function that is not there: %d", result);
 	REQUIRE(skeleton_there(), "no dma_skeleton");
+	result = start_with("[txq0@" SKELETON "#0]");
+	CHECK(result == -ENODEV, "a channel that nobody has set up: %d", result);
 	for (unsigned int round = 0; round < 3; round++) {
 		result = start_with("[txq0@" SKELETON "]");
 		CHECK(result == 0, "one that is there: %d", result);
@@ -199,7 +201,11 @@ engines_are_opened_at_start(void)
 	id = rte_dma_get_dev_id_by_name(SKELETON);
 	REQUIRE(rte_dma_configure((int16_t)id, &conf) == 0, "no configure");
 	REQUIRE(rte_dma_vchan_setup((int16_t)id, 0, &vchan) == 0, "no channel");
+	result = start_with("[txq0@" SKELETON "#0]");
+	CHECK(result == -ENODEV, "one that is not started: %d", result);
 	REQUIRE(rte_dma_start((int16_t)id) == 0, "no start");
+	result = start_with("[txq0@" SKELETON "#1]");
+	CHECK(result == -ENODEV, "one that the device does not have: %d", result);
 	result = start_with("[txq0@" SKELETON "]");
 	CHECK(result == -EBUSY, "one that the application has: %d", result);
 	result = start_with("[txq0@" SKELETON "#0]");

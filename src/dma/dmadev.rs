@@ -5,16 +5,18 @@
 //! elements begin alike in all lines of DPDK; their size differs.
 
 mod library;
+mod setup;
+#[cfg(test)]
+mod tests;
 
-use core::ffi::c_int;
 use std::ffi::CString;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::channel::OpenError;
 use super::vfio::{Container, Reach};
-use library::{Conf, FastPath, Info, Library, STRIDE};
+use library::{FastPath, Library, STRIDE};
 
 use super::{Addr, Engine, Halted, Health, Outcome, PATIENCE, THREAD_PATIENCE, Tag, Transfer};
 
@@ -93,32 +95,24 @@ impl Dmadev {
     ///
     /// There is none of that name, it cannot copy, or somebody else has started it.
     pub fn open(wanted: Wanted<'_>) -> Result<Self, OpenError> {
-        let unusable = |why: String| OpenError::Unusable(why);
-        let library =
-            Library::find().ok_or_else(|| unusable("no dmadev driver is loaded".into()))?;
-        let name = CString::new(wanted.name).map_err(|error| unusable(error.to_string()))?;
+        let library = Library::find()
+            .ok_or_else(|| OpenError::Unusable("no dmadev driver is loaded".into()))?;
+        Self::open_in(library, wanted)
+    }
+
+    fn open_in(library: Library, wanted: Wanted<'_>) -> Result<Self, OpenError> {
+        let unusable = |why: &str| OpenError::Unusable(why.into());
+        let name =
+            CString::new(wanted.name).map_err(|error| OpenError::Unusable(error.to_string()))?;
         // SAFETY: a string.
         let id = unsafe { (library.id_by_name)(name.as_ptr()) };
         let id = i16::try_from(id)
             .ok()
             .filter(|id| *id >= 0)
-            .ok_or_else(|| unusable("there is no dmadev of that name".into()))?;
-        let mut info = Info {
-            name: std::ptr::null(),
-            capabilities: 0,
-            max_vchans: 0,
-            max_desc: 0,
-            min_desc: 0,
-            max_sges: 0,
-            numa_node: 0,
-            nb_vchans: 0,
-            rest: [0; 4],
-        };
-        // SAFETY: a device of that number, and more room than any line's struct needs.
-        let result = unsafe { (library.info_get)(id, &raw mut info) };
-        check("rte_dma_info_get", result)?;
+            .ok_or_else(|| unusable("there is no dmadev of that name"))?;
+        let info = setup::info(&library, id)?;
         if info.capabilities & (MEM_TO_MEM | COPY) != MEM_TO_MEM | COPY {
-            return Err(unusable("the dmadev does not copy memory to memory".into()));
+            return Err(unusable("the dmadev does not copy memory to memory"));
         }
         let most = u32::from(info.max_desc.max(1));
         let least = u32::from(info.min_desc).max(2);
@@ -130,8 +124,11 @@ impl Dmadev {
             false => size.next_power_of_two() / 2,
         };
         let size = match wanted.vchan {
-            None => set_up(&library, id, size)?,
-            Some(_) => size,
+            None => setup::set_up(&library, id, size)?,
+            Some(vchan) => {
+                setup::expect_ready(&library, id, vchan, info.nb_vchans)?;
+                size
+            }
         };
         let places = match wanted.vchan {
             None => size,
@@ -140,7 +137,7 @@ impl Dmadev {
         // SAFETY: the library's variable, which it fills when its first device is made.
         let objects = unsafe { library.objects.read() };
         if objects.is_null() {
-            return Err(unusable("the dmadev library has no devices".into()));
+            return Err(unusable("the dmadev library has no devices"));
         }
         let nth = usize::from(id.unsigned_abs());
         let object = objects.wrapping_add(nth * STRIDE).cast::<FastPath>();
@@ -243,58 +240,6 @@ impl Dmadev {
             }
         }
         true
-    }
-}
-
-/// Devices that were set up here, with their sizes. Some drivers (DPDK's idxd) do not forget the state of
-/// a channel when it is set up again, and then take a failed copy for a good one: once is enough.
-static SET_UP: Mutex<Vec<(i16, u32)>> = Mutex::new(Vec::new());
-
-/// Gives the device one channel of `size` descriptors, unless it has got one here before, and starts
-/// it; how many descriptors it has.
-fn set_up(library: &Library, id: i16, size: u32) -> Result<u32, OpenError> {
-    let mut all = SET_UP.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = all.iter().find(|(known, _)| *known == id);
-    let before = before.map(|&(_, size)| size);
-    let mut conf = Conf {
-        first: 1,
-        nb_desc: 0,
-        rest: [0; 250],
-    };
-    // SAFETY: a device that exists, and a struct with one channel and more zeros than any line has.
-    let result = unsafe { (library.configure)(id, &raw const conf) };
-    if result == -libc::EBUSY {
-        return Err(OpenError::Busy(
-            "the application has started the dmadev already; to share a channel that it has set \
-             up, write its number behind #"
-                .into(),
-        ));
-    }
-    check("rte_dma_configure", result)?;
-    // SAFETY: a device that is set up, or knows that it is not.
-    let start = || unsafe { (library.start)(id) };
-    // It may be another device of that number, plugged in since.
-    if let Some(size) = before.filter(|_| start() == 0) {
-        return Ok(size);
-    }
-    conf.first = 0;
-    conf.nb_desc = u16::try_from(size).unwrap_or(1 << 15);
-    // SAFETY: as above; memory to memory.
-    let result = unsafe { (library.vchan_setup)(id, 0, &raw const conf) };
-    check("rte_dma_vchan_setup", result)?;
-    all.retain(|(known, _)| *known != id);
-    all.push((id, size));
-    check("rte_dma_start", start())?;
-    Ok(size)
-}
-
-fn check(function: &str, result: c_int) -> Result<(), OpenError> {
-    match result {
-        0 => Ok(()),
-        result => {
-            let error = io::Error::from_raw_os_error(result.saturating_abs());
-            Err(OpenError::Unusable(format!("{function}: {error}")))
-        }
     }
 }
 

@@ -41,13 +41,22 @@ pub(super) struct Conf {
     pub(super) rest: [u8; 250],
 }
 
+impl Conf {
+    /// Zeros.
+    pub(super) const EMPTY: Self = Self {
+        first: 0,
+        nb_desc: 0,
+        rest: [0; 250],
+    };
+}
+
 /// The beginning of an element of `rte_dma_fp_objs`.
 #[repr(C)]
 pub(super) struct FastPath {
     pub(super) private: *mut c_void,
     pub(super) copy: Option<unsafe extern "C" fn(*mut c_void, u16, u64, u64, u32, u64) -> c_int>,
-    copy_sg: *const c_void,
-    fill: *const c_void,
+    pub(super) copy_sg: *const c_void,
+    pub(super) fill: *const c_void,
     pub(super) submit: Option<unsafe extern "C" fn(*mut c_void, u16) -> c_int>,
     pub(super) completed:
         Option<unsafe extern "C" fn(*mut c_void, u16, u16, *mut u16, *mut bool) -> u16>,
