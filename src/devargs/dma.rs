@@ -57,7 +57,8 @@ impl Backend {
     }
 }
 
-/// An engine as it was written, but for PCI addresses, which are whole: `0000:00:04.0`.
+/// An engine as it was written, but for PCI addresses, which are whole (`0000:00:04.0`), and zeros
+/// that say nothing (`wq00.01`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EngineName {
     /// Who drives it; `None`: whoever has it.
@@ -278,14 +279,15 @@ fn engine(text: &str) -> Result<EngineName, &'static str> {
         return Err("only a dmadev has channels behind #");
     }
     let device = matches!(backend, Some(Backend::Ioat | Backend::Dsa));
-    let name = match pci(name) {
-        Some(name) => name,
-        None if device => return Err("a PCI address is expected, such as 0000:00:04.0"),
-        None => name.to_owned(),
+    let name = match (pci(name), work_queue(name)) {
+        (Some(name), _) => name,
+        (None, _) if device => return Err("a PCI address is expected, such as 0000:00:04.0"),
+        (None, Some((device, queue))) => format!("wq{device}.{queue}"),
+        (None, None) if backend == Some(Backend::Wq) => {
+            return Err("a work queue is expected, such as wq0.1");
+        }
+        (None, None) => name.to_owned(),
     };
-    if backend == Some(Backend::Wq) && work_queue(&name).is_none() {
-        return Err("a work queue is expected, such as wq0.1");
-    }
     Ok(EngineName {
         backend,
         name,

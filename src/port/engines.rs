@@ -22,11 +22,28 @@ use crate::guard;
 /// It is not there, not to be had, or has died in this process.
 pub(super) fn open(name: &EngineName, ring_size: u32) -> Result<Arc<Channel>, OpenError> {
     let backend = name.backend.unwrap_or_else(|| find(&name.name));
-    let whole = EngineName {
-        backend: Some(backend),
-        ..name.clone()
-    };
+    let whole = whole(name, backend)?;
     channel::open(&whole.to_string(), || make(&whole, backend, ring_size))
+}
+
+/// The name under which everybody who means this engine finds it.
+fn whole(name: &EngineName, backend: Backend) -> Result<EngineName, OpenError> {
+    let unusable = |why: &str| Err(OpenError::Unusable(why.into()));
+    if name.vchan.is_some() && backend != Backend::Dmadev {
+        return unusable("only a dmadev has channels behind #, and there is none of that name");
+    }
+    let of_function = match (backend, function(&name.name)) {
+        (Backend::Ioat, (_, Some(_))) => {
+            return unusable("a function with an I/OAT channel has no queues behind -q");
+        }
+        (Backend::Dsa, (bdf, None)) => Some(format!("{bdf}-q0")),
+        _ => None,
+    };
+    Ok(EngineName {
+        backend: Some(backend),
+        name: of_function.unwrap_or_else(|| name.name.clone()),
+        vchan: name.vchan,
+    })
 }
 
 /// A function's address, and the queue of it that is named.
@@ -85,13 +102,24 @@ fn make(name: &EngineName, backend: Backend, ring_size: u32) -> Result<Box<dyn E
 
 /// The parts of a name, when DPDK does not drive what it names.
 fn unused(name: &str) -> Result<(&str, Option<u32>), OpenError> {
-    let (bdf, queue) = function(name);
-    if dmadev::exists(name) || dmadev::exists(bdf) {
-        return Err(OpenError::Busy(format!(
-            "DPDK drives it as a dmadev: write dmadev:{name}, or keep DPDK away from it with -b"
-        )));
+    match driven(name, dmadev::exists) {
+        None => Ok(function(name)),
+        Some(dmadev) => Err(OpenError::Busy(format!(
+            "DPDK drives it as a dmadev: write dmadev:{dmadev}, or keep DPDK away from it with -b"
+        ))),
     }
-    Ok((bdf, queue))
+}
+
+/// The dmadev, by which DPDK drives the device that `name` is of. It may have one for each queue of
+/// the device, and a device is one for all of them.
+fn driven(name: &str, exists: impl Fn(&str) -> bool) -> Option<String> {
+    const MOST_QUEUES: u32 = 256;
+    let (bdf, _) = function(name);
+    let queues = 0..pci(bdf).map_or(0, |_| MOST_QUEUES);
+    let names = [name, bdf].map(str::to_owned).into_iter();
+    names
+        .chain(queues.map(|queue| format!("{bdf}-q{queue}")))
+        .find(|name| exists(name))
 }
 
 fn boxed<E: Engine + 'static>(result: io::Result<E>) -> Result<Box<dyn Engine>, OpenError> {
@@ -112,6 +140,57 @@ mod tests {
     fn a_name_is_a_function_and_perhaps_a_queue() {
         assert_eq!(function("0000:e7:01.0-q3"), ("0000:e7:01.0", Some(3)));
         assert_eq!(function("0000:e7:01.0"), ("0000:e7:01.0", None));
+    }
+
+    fn named(name: &str, backend: Backend) -> Result<String, String> {
+        let (name, vchan) = match name.split_once('#') {
+            Some((name, vchan)) => (name, vchan.parse().ok()),
+            None => (name, None),
+        };
+        let name = EngineName {
+            backend: None,
+            name: name.into(),
+            vchan,
+        };
+        match whole(&name, backend) {
+            Ok(name) => Ok(name.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn an_engine_has_one_name() {
+        for (name, backend, whole) in [
+            ("0000:e7:01.0", Backend::Dsa, "dsa:0000:e7:01.0-q0"),
+            ("0000:e7:01.0-q0", Backend::Dsa, "dsa:0000:e7:01.0-q0"),
+            ("0000:e7:01.0-q3", Backend::Dsa, "dsa:0000:e7:01.0-q3"),
+            ("0000:00:04.0", Backend::Ioat, "ioat:0000:00:04.0"),
+            ("a", Backend::Dmadev, "dmadev:a"),
+            ("a#1", Backend::Dmadev, "dmadev:a#1"),
+        ] {
+            assert_eq!(named(name, backend).as_deref(), Ok(whole));
+        }
+    }
+
+    #[test]
+    fn a_name_with_parts_that_the_engine_does_not_have_is_refused() {
+        let error = named("0000:00:04.0-q1", Backend::Ioat).unwrap_err();
+        assert!(error.contains("no queues"), "{error}");
+        for backend in [Backend::Wq, Backend::Ioat, Backend::Dsa] {
+            let error = named("x#1", backend).unwrap_err();
+            assert!(error.starts_with("only a dmadev has channels"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_device_of_which_dpdk_drives_any_queue_is_not_ours() {
+        let dpdk = |name: &str| name == "0000:e7:01.0-q5" || name == "wq0.1";
+        let queue = Some("0000:e7:01.0-q5".to_owned());
+        assert_eq!(driven("0000:e7:01.0", dpdk), queue);
+        assert_eq!(driven("0000:e7:01.0-q9", dpdk), queue);
+        assert_eq!(driven("0000:e7:02.0", dpdk), None);
+        assert_eq!(driven("wq0.1", dpdk).as_deref(), Some("wq0.1"));
+        assert_eq!(driven("wq0.2", dpdk), None);
     }
 
     #[test]

@@ -94,6 +94,12 @@ fn what_looks_like_a_pci_address_is_written_whole() {
 }
 
 #[test]
+fn a_work_queue_has_one_name() {
+    let config = parsed("dmas=[txq0@wq00.01+wq0.1+wq:wq0.01+e7:01.0-q03]");
+    assert_eq!(shown(&config), ["tx0 wq0.1 wq:wq0.1 0000:e7:01.0-q3"]);
+}
+
+#[test]
 fn a_bad_entry_is_quoted_and_told_what_is_expected() {
     let queue = "txq<N>, txq<N>-<M>, txq* or the same with rxq is expected before @";
     let name = "an engine's name has 1 to 63 letters, digits, or any of . : _ -";

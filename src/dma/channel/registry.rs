@@ -36,6 +36,16 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether two names are of one engine, or of an engine and of a part of it, which is behind `#`.
+fn overlap(one: &str, other: &str) -> bool {
+    let parts = |name: &str| match name.split_once('#') {
+        Some((engine, part)) => (engine.to_owned(), Some(part.to_owned())),
+        None => (name.to_owned(), None),
+    };
+    let ((engine, part), (other_engine, other_part)) = (parts(one), parts(other));
+    engine == other_engine && (part == other_part || part.is_none() || other_part.is_none())
+}
+
 /// The engine of this name has died, and is gone.
 pub(super) fn note_death(name: &str) {
     registry().dead.push(name.to_owned());
@@ -45,7 +55,7 @@ pub(super) fn note_death(name: &str) {
 ///
 /// # Errors
 ///
-/// What `make` says, or the engine has died.
+/// What `make` says, the engine has died, or part of it is open under another name.
 pub fn open(
     name: &str,
     make: impl FnOnce() -> Result<Box<dyn Engine>, OpenError>,
@@ -58,7 +68,10 @@ pub fn open(
     if let Some(channel) = known.and_then(|(_, channel)| channel.upgrade()) {
         return Ok(channel);
     }
-    if registry.dead.iter().any(|dead| dead == name) {
+    if let Some((known, _)) = registry.open.iter().find(|(known, _)| overlap(known, name)) {
+        return Err(OpenError::Busy(format!("it is in use here as {known}")));
+    }
+    if registry.dead.iter().any(|dead| overlap(dead, name)) {
         return Err(OpenError::Failed);
     }
     let channel = Arc::new(Channel::new(name, make()?));

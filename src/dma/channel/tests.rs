@@ -44,6 +44,27 @@ fn a_dead_engine_is_not_opened_again() {
 }
 
 #[test]
+fn an_engine_and_its_parts_are_not_open_together() {
+    let make = || Ok(Box::new(SimEngine::new(4)) as Box<dyn Engine>);
+    let busy = |name| match open(name, make) {
+        Err(OpenError::Busy(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let whole = open("parts", make).unwrap();
+    assert_eq!(busy("parts#0"), "it is in use here as parts");
+    drop(whole);
+    let part = open("parts#0", make).unwrap();
+    let other = open("parts#1", make).unwrap();
+    assert!(!Arc::ptr_eq(&part, &other));
+    assert_eq!(busy("parts"), "it is in use here as parts#0");
+    part.kill("of a test");
+    drop((part, other));
+    assert!(matches!(open("parts", make), Err(OpenError::Failed)));
+    assert!(matches!(open("parts#0", make), Err(OpenError::Failed)));
+    assert!(open("parts#1", make).is_ok());
+}
+
+#[test]
 fn numbers_of_flights_are_used_again_when_nothing_is_under_way() {
     let channel = Channel::new("numbers", Box::new(SimEngine::new(4)));
     let (from, mut to) = ([1; 4], [0; 4]);
