@@ -19,6 +19,8 @@
 #include <rte_vfio.h>
 
 #define SOON_MS 2000
+/* Copies of a batch, unless somebody tells the kernel otherwise. */
+#define KERNELS_BATCH 32
 
 static struct pair pair;
 static struct pair_options cell;
@@ -305,6 +307,37 @@ missing_pages_are_made_good(void)
 	pair_close(&pair);
 }
 
+/* Bursts go to an engine that has not finished those before, and takes one burst at a time. */
+static void
+an_engine_has_more_than_a_batch(void)
+{
+	struct rte_mbuf *mbufs[KERNELS_BATCH];
+	unsigned int bursts = 4, arrived = 0;
+
+	REQUIRE(open_pair(), "no pair");
+	dsa_hold(true);
+	for (unsigned int nth = 0; nth < bursts; nth++) {
+		uint16_t sent;
+
+		for (unsigned int i = 0; i < RTE_DIM(mbufs); i++) {
+			REQUIRE((mbufs[i] = rte_pktmbuf_alloc(pair.backend_pool)) != NULL, "no mbuf");
+			rte_pktmbuf_append(mbufs[i], 1500);
+		}
+		sent = rte_eth_tx_burst(pair.backend, 0, mbufs, RTE_DIM(mbufs));
+		CHECK(sent == RTE_DIM(mbufs), "%u were sent", sent);
+	}
+	CHECK(counter("copies") == bursts * RTE_DIM(mbufs), "the engine has %" PRIu64,
+	      counter("copies"));
+	CHECK(counter("cpu_noroom") == 0, "no room for %" PRIu64, counter("cpu_noroom"));
+	dsa_hold(false);
+	for (struct rte_mbuf *mbuf; arrived < bursts * RTE_DIM(mbufs) &&
+	     (mbuf = receive_one(pair.frontend, 0, SOON_MS)) != NULL; arrived++)
+		rte_pktmbuf_free(mbuf);
+	CHECK(arrived == bursts * RTE_DIM(mbufs), "%u arrived", arrived);
+	expect_no_trouble();
+	pair_close(&pair);
+}
+
 /* Last, since it is dead then for good. */
 static void
 a_lost_submission_ends_the_engine_only(void)
@@ -369,6 +402,7 @@ main(int argc, char **argv)
 		dsa_create(DSA_PIPE, "copies");
 		emulated = true;
 	} else if (strcmp(engine, "dmadev:wq0.0") == 0) {
+		dsa_limit_batches(KERNELS_BATCH);
 		dsa_create(DSA_PAGE, "dpdk_copies");
 		emulated = true;
 	}
@@ -381,6 +415,8 @@ main(int argc, char **argv)
 	if (emulated)
 		dsa_start();
 	after_each_case(vdev_detach_all);
+	if (emulated)
+		run_case("an engine has more than a batch", an_engine_has_more_than_a_batch, 60);
 	if (emulated)
 		run_case("missing pages are made good", missing_pages_are_made_good, 60);
 	run_cell(false, false);

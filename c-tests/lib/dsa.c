@@ -22,6 +22,7 @@
 #define PAGE 4096
 #define LINE_WORDS 8
 #define LINES (PAGE / 64)
+#define SUBMISSIONS 16
 
 #define OPERATION_BATCH 1
 #define OPERATION_MOVE 3
@@ -41,7 +42,8 @@ static atomic_bool stop;
 
 static atomic_uint copies, batches, failing_copy = UINT_MAX;
 static atomic_uint failing_status, failing_done;
-static atomic_bool lose_one;
+static atomic_bool lose_one, hold;
+static unsigned int max_batch = 1024;
 
 static void
 need(bool holds, const char *what)
@@ -140,9 +142,16 @@ stand_in(int signal_number, siginfo_t *info, void *context)
 }
 
 void
+dsa_limit_batches(unsigned int most)
+{
+	max_batch = most;
+}
+
+void
 dsa_create(enum dsa_way chosen, const char *name)
 {
 	struct sigaction action = {.sa_sigaction = stand_in, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+	char number[16];
 
 	way = chosen;
 	need(mkdtemp(directory) != NULL, directory);
@@ -151,7 +160,8 @@ dsa_create(enum dsa_way chosen, const char *name)
 	mkdir(path_of("sys/wq0.0"), 0700);
 	mkdir(path_of("sys/dsa0"), 0700);
 	write_file("sys/wq0.0/size", "16\n");
-	write_file("sys/wq0.0/max_batch_size", "1024\n");
+	snprintf(number, sizeof(number), "%u\n", max_batch);
+	write_file("sys/wq0.0/max_batch_size", number);
 	write_file("sys/wq0.0/type", "user\n");
 	write_file("sys/wq0.0/name", name);
 	write_file("sys/dsa0/numa_node", "0\n");
@@ -281,7 +291,9 @@ rest(void)
 static void *
 work(void *unused)
 {
+	static uint64_t waiting[SUBMISSIONS][LINE_WORDS];
 	uint64_t descriptor[LINE_WORDS];
+	unsigned int count = 0;
 
 	(void)unused;
 	/* A device does not wait for a processor of a busy machine. Without the right to say so, it
@@ -295,7 +307,12 @@ work(void *unused)
 		if (!taken)
 			rest();
 		else if (!atomic_exchange(&lose_one, false))
-			execute(descriptor);
+			memcpy(waiting[count++], descriptor, sizeof(descriptor));
+		if (count == SUBMISSIONS || !atomic_load(&hold)) {
+			for (unsigned int nth = 0; nth < count; nth++)
+				execute(waiting[nth]);
+			count = 0;
+		}
 	}
 	return NULL;
 }
@@ -336,6 +353,12 @@ dsa_fail_copy(unsigned int number, uint8_t status, uint32_t done)
 	atomic_store(&failing_status, status);
 	atomic_store(&failing_done, done);
 	atomic_store(&failing_copy, atomic_load(&copies) + number);
+}
+
+void
+dsa_hold(bool held)
+{
+	atomic_store(&hold, held);
 }
 
 void

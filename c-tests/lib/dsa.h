@@ -17,6 +17,8 @@ enum dsa_way {
 	DSA_PIPE,
 };
 
+/* Batches of at most so many copies, not 1024. Call it before `dsa_create`. */
+void dsa_limit_batches(unsigned int most);
 /* Makes the files, and tells drivers by environment. Call it before EAL starts. `name` decides who
  * takes the queue: DPDK's bus wants it to begin with `dpdk_`. */
 void dsa_create(enum dsa_way way, const char *name);
@@ -28,6 +30,8 @@ void dsa_remove(void);
 /* The copy with this number, from now on and from 0, ends with `status`, when `done` bytes are
  * written. One at a time. */
 void dsa_fail_copy(unsigned int number, uint8_t status, uint32_t done);
+/* Whether the device takes submissions and does not begin with them: 16 at most. */
+void dsa_hold(bool held);
 /* The next submission is lost. */
 void dsa_lose_submission(void);
 

@@ -160,7 +160,7 @@ impl Channel {
             max_copy: engine.max_copy().max(1),
             patience: engine.patience(),
             inner: Mutex::new(Inner {
-                copies: Copies::new(engine.room()),
+                copies: Copies::new(engine.depth()),
                 engine: ManuallyDrop::new(engine),
                 users: Vec::new(),
                 clock: 0,

@@ -130,10 +130,6 @@ impl Dmadev {
                 size
             }
         };
-        let places = match wanted.vchan {
-            None => size,
-            Some(_) => most.next_power_of_two(),
-        };
         // SAFETY: the library's variable, which it fills when its first device is made.
         let objects = unsafe { library.objects.read() };
         if objects.is_null() {
@@ -159,7 +155,7 @@ impl Dmadev {
                     serial: 0,
                     place: 0
                 };
-                places as usize
+                size as usize
             ]
             .into(),
             staged: 0,
@@ -256,6 +252,11 @@ impl Engine for Dmadev {
         } else {
             free.min(capacity.into())
         }
+    }
+
+    fn depth(&self) -> usize {
+        // A device keeps one descriptor free. What it takes at once (idxd: a batch) may be far less.
+        self.tags.len() - 1
     }
 
     unsafe fn stage(&mut self, copy: Transfer, tag: Tag) {

@@ -85,6 +85,12 @@ pub trait Engine: Send {
     /// Copies that can be staged now. Exact: that many calls of `stage` will do.
     fn room(&self) -> usize;
 
+    /// Copies that it can have altogether, where [`room`](Self::room) is what fits before the next
+    /// [`submit`](Self::submit). Asked once, when it has none.
+    fn depth(&self) -> usize {
+        self.room()
+    }
+
     /// Adds a copy; there was [`room`](Self::room) for it. It may begin at once, but need not
     /// before [`submit`](Self::submit).
     ///

@@ -99,6 +99,20 @@ fn there_is_no_more_room_than_the_engine_has() {
 }
 
 #[test]
+fn an_engine_that_takes_little_at_once_has_many_copies_all_the_same() {
+    let channel = Channel::new("batches", Box::new(SimEngine::new(8).batch(2)));
+    assert_eq!(channel.depth(), 8);
+    let (from, mut to) = ([1; 4], [0; 4]);
+    let mut flight = Flight::new(16, 16);
+    let user = channel.attach(flight.board());
+    for left in (0..8).rev() {
+        assert_eq!(channel.burst(user).unwrap().room(), 2.min(left + 1));
+        fly(&channel, user, &mut flight, &from, &mut to);
+    }
+    assert_eq!(channel.burst(user).unwrap().room(), 0);
+}
+
+#[test]
 fn a_burst_does_not_wait_for_long() {
     let channel = Channel::new("busy", Box::new(SimEngine::new(4)));
     let flight = Flight::<u8>::new(4, 4);

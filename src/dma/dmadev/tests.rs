@@ -199,3 +199,44 @@ fn a_channel_that_the_application_has_not_set_up_is_refused() {
         "and it is not ours to stop"
     );
 }
+
+/// Stages all that there is room for.
+fn fill(engine: &mut Dmadev) -> usize {
+    let room = engine.room();
+    for place in 0..room {
+        let transfer = Transfer {
+            from: Addr(0),
+            to: Addr(64),
+            len: 64,
+        };
+        let tag = Tag {
+            serial: 0,
+            place: place as u16,
+        };
+        // SAFETY: nobody copies.
+        unsafe { engine.stage(transfer, tag) };
+    }
+    engine.submit();
+    room
+}
+
+#[test]
+fn an_engine_is_deeper_than_a_batch() {
+    device(|device| (device.channels, device.started) = (1, true));
+    device(|device| (device.descriptors, device.batch) = (256, 32));
+    let mut engine = open(Some(0), 256).unwrap();
+    assert_eq!(engine.depth(), 255);
+    let batches: Vec<_> = (0..9).map(|_| fill(&mut engine)).collect();
+    assert_eq!(batches, [32, 32, 32, 32, 32, 32, 32, 31, 0]);
+    let mut done = 0;
+    assert_eq!(engine.poll(&mut |_, _| done += 1), Health::Running);
+    assert_eq!((done, engine.room()), (255, 32));
+}
+
+#[test]
+fn an_engine_is_as_deep_as_asked_for_while_the_application_has_copies() {
+    device(|device| (device.channels, device.started) = (1, true));
+    device(|device| (device.descriptors, device.batch) = (512, 512));
+    device(|device| device.submitted = 400);
+    assert_eq!(open(Some(0), 256).unwrap().depth(), 255);
+}

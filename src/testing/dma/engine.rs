@@ -11,6 +11,8 @@ pub struct SimEngine {
     depth: usize,
     /// Copies that end in one poll.
     per_poll: usize,
+    /// Copies between two doorbells.
+    batch: usize,
     /// Not 0: copies end in an order that this makes.
     seed: u64,
     staged: Vec<(Transfer, Tag)>,
@@ -23,6 +25,7 @@ impl SimEngine {
         Self {
             depth,
             per_poll: usize::MAX,
+            batch: usize::MAX,
             seed: 0,
             staged: Vec::new(),
             started: Vec::new(),
@@ -34,6 +37,15 @@ impl SimEngine {
     pub fn per_poll(self, copies: usize) -> Self {
         Self {
             per_poll: copies,
+            ..self
+        }
+    }
+
+    /// Takes at most `copies` between two doorbells.
+    #[must_use]
+    pub fn batch(self, copies: usize) -> Self {
+        Self {
+            batch: copies,
             ..self
         }
     }
@@ -71,7 +83,12 @@ unsafe fn copy(transfer: Transfer, len: usize) {
 
 impl Engine for SimEngine {
     fn room(&self) -> usize {
-        self.depth - self.staged.len() - self.started.len()
+        let left = self.depth - self.staged.len() - self.started.len();
+        left.min(self.batch - self.staged.len())
+    }
+
+    fn depth(&self) -> usize {
+        self.depth
     }
 
     unsafe fn stage(&mut self, copy: Transfer, tag: Tag) {
@@ -208,6 +225,10 @@ impl<E: Engine> Engine for Faulty<E> {
         }
         let held = self.reports.len() + self.waiting.len() + self.lost;
         self.inner.room().saturating_sub(held)
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
     }
 
     unsafe fn stage(&mut self, transfer: Transfer, tag: Tag) {
