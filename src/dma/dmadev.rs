@@ -332,7 +332,9 @@ impl Engine for Dmadev {
                 self.report(done, Outcome::Copied);
             }
             if error {
-                if !self.take_statuses(done) {
+                let before = self.outstanding();
+                // A copy has failed, so there is one to be told of. Without it this would never end.
+                if !self.take_statuses(done) || count == 0 && self.outstanding() == before {
                     return Health::Dead;
                 }
             } else if count < MOST_REPORTS {

@@ -240,3 +240,13 @@ fn an_engine_is_as_deep_as_asked_for_while_the_application_has_copies() {
     device(|device| device.submitted = 400);
     assert_eq!(open(Some(0), 256).unwrap().depth(), 255);
 }
+
+#[test]
+fn an_error_that_is_of_no_copy_is_the_end() {
+    device(|device| (device.channels, device.started) = (1, true));
+    device(|device| (device.descriptors, device.batch) = (64, 64));
+    let mut engine = open(Some(0), 64).unwrap();
+    fill(&mut engine);
+    device(|device| device.insists = true);
+    assert_eq!(engine.poll(&mut |_, _| {}), Health::Dead);
+}
