@@ -47,8 +47,8 @@ struct Inner {
     recoveries: [Option<u64>; RECOVERIES],
     /// Reports when the watchdog looked last, and since when there were no others.
     watched: Option<(u64, Instant)>,
-    /// The watchdog rang the doorbell again.
-    nudged: Option<Instant>,
+    /// When the engine was told of its copies again, and reports until then.
+    nudged: Option<(u64, Instant)>,
     mappings: Vec<Mapping>,
     /// It is dead.
     halted: Option<Halted>,
@@ -57,6 +57,12 @@ struct Inner {
 impl Inner {
     fn boards(&self) -> impl Iterator<Item = &Board> {
         self.users.iter().flatten().map(|board| &**board)
+    }
+
+    /// When it was told of its copies again, if it has reported none since.
+    fn nudged(&self) -> Option<Instant> {
+        let (reported, when) = self.nudged?;
+        (reported == self.copies.reported).then_some(when)
     }
 
     /// Ends the engine for good.
@@ -319,25 +325,21 @@ impl Channel {
             return;
         }
         let reported = inner.copies.reported;
-        match inner.watched {
-            Some((seen, since)) if seen == reported => {
-                let still = now.saturating_duration_since(since);
-                let half = self.patience / 2;
-                match inner.nudged {
-                    Some(nudged) if now.saturating_duration_since(nudged) >= half => {
-                        self.bury(&mut inner, "it finishes no copy any more");
-                    }
-                    None if still >= half => {
-                        inner.nudged = Some(now);
-                        self.wake(&mut inner);
-                    }
-                    _ => {}
-                }
-            }
+        let since = match inner.watched {
+            Some((seen, since)) if seen == reported => since,
             _ => {
                 inner.watched = Some((reported, now));
-                inner.nudged = None;
+                return;
             }
+        };
+        let still = now.saturating_duration_since(since);
+        let half = self.patience / 2;
+        match inner.nudged() {
+            None if still >= half => self.wake(&mut inner, now),
+            Some(nudged) if still >= 2 * half && now.saturating_duration_since(nudged) >= half => {
+                self.bury(&mut inner, "it finishes no copy any more");
+            }
+            _ => {}
         }
     }
 
@@ -346,15 +348,19 @@ impl Channel {
         self.lock().copies.has(user)
     }
 
-    /// Has the engine look whether it missed a doorbell, or stopped.
-    pub fn nudge(&self) {
+    /// Has the engine look whether it missed a doorbell, or stopped, unless somebody has just done so:
+    /// to an engine that still reports nothing, a second look is the proof that it has stopped.
+    pub fn nudge(&self, now: Instant) {
         let mut inner = self.lock();
-        if inner.halted.is_none() {
-            self.wake(&mut inner);
+        let just = |nudged| now.saturating_duration_since(nudged) < self.patience / 2;
+        let has_copies = inner.copies.outstanding() != 0;
+        if inner.halted.is_none() && has_copies && !inner.nudged().is_some_and(just) {
+            self.wake(&mut inner, now);
         }
     }
 
-    fn wake(&self, inner: &mut Inner) {
+    fn wake(&self, inner: &mut Inner, now: Instant) {
+        inner.nudged = Some((inner.copies.reported, now));
         let why = match inner.engine.nudge() {
             Health::Running => None,
             Health::Halted => inner.recover(),

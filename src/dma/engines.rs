@@ -123,8 +123,9 @@ impl Engines {
                 break;
             }
             if nudged.is_none() && began.elapsed() >= patience / 2 {
-                self.lines.iter().for_each(|line| line.channel.nudge());
-                nudged = Some(Instant::now());
+                let now = Instant::now();
+                self.lines.iter().for_each(|line| line.channel.nudge(now));
+                nudged = Some(now);
             }
             std::thread::yield_now();
         }

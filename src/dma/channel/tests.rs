@@ -160,6 +160,37 @@ fn recoveries_are_forgiven_after_a_while() {
 }
 
 #[test]
+fn two_who_look_at_a_time_are_one_look() {
+    let (engine, faults) = Faulty::new(SimEngine::new(4));
+    let channel = Channel::new("looks", Box::new(engine));
+    let (from, mut to) = ([1; 4], [0; 4]);
+    let mut flight = Flight::new(4, 4);
+    let user = channel.attach(flight.board());
+    let began = Instant::now();
+    let at = |ms| began + Duration::from_millis(ms);
+    let nudges = || faults.lock().unwrap().nudges;
+
+    channel.nudge(at(0));
+    assert_eq!(nudges(), 0, "it has nothing to do");
+
+    faults.lock().unwrap().every = Some(Fault::Lost);
+    fly(&channel, user, &mut flight, &from, &mut to);
+    channel.watch(at(0));
+    channel.nudge(at(40)); // a queue is emptied
+    channel.nudge(at(50)); // another one
+    channel.watch(at(51));
+    assert_eq!(nudges(), 1);
+    channel.watch(at(91));
+    assert!(!channel.is_dead(), "silent for 91 ms, told again 51 ms ago");
+    channel.nudge(at(95));
+    assert_eq!(nudges(), 2);
+    channel.watch(at(140));
+    assert!(!channel.is_dead());
+    channel.watch(at(145));
+    assert!(channel.is_dead());
+}
+
+#[test]
 fn memory_is_mapped_for_the_first_and_unmapped_for_the_last() {
     let (engine, faults) = Faulty::new(SimEngine::new(4));
     let channel = Channel::new("maps", Box::new(engine));

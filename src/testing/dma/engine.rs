@@ -179,6 +179,8 @@ pub struct Faults {
     pub staged: u64,
     /// Recoveries that were asked for.
     pub recoveries: u64,
+    /// How often it was told of its copies again.
+    pub nudges: u64,
     /// The engine was ended.
     pub halted: bool,
 }
@@ -299,6 +301,7 @@ impl<E: Engine> Engine for Faulty<E> {
     }
 
     fn nudge(&mut self) -> Health {
+        self.faults.lock().unwrap().nudges += 1;
         self.submit();
         Health::Running
     }
