@@ -28,7 +28,7 @@ pub struct Board {
 struct Cell {
     /// Copies that were not reported.
     pending: AtomicU16,
-    /// One of them failed, or will never be reported.
+    /// One of them failed, was refused, or will never be reported.
     redo: AtomicBool,
 }
 
@@ -58,7 +58,7 @@ impl Board {
         if outcome == Outcome::Failed {
             self.errors.fetch_add(1, Ordering::Relaxed);
         }
-        self.end(place, outcome == Outcome::Failed);
+        self.end(place, outcome != Outcome::Copied);
     }
 
     /// A copy of the slot at `place` will never be reported, and the engine does not write any more.

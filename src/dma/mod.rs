@@ -51,6 +51,8 @@ pub enum Outcome {
     Copied,
     /// Some, all or none are; the engine does not write any more of this copy.
     Failed,
+    /// None are: there was no room after all, since others use the device, too.
+    Refused,
 }
 
 /// How an engine is after a poll.

@@ -138,3 +138,15 @@ fn chains_come_out_with_their_slot() {
     assert_eq!(flight.next_chain(), Some(chain(3)));
     assert_eq!(flight.next_chain(), None);
 }
+
+#[test]
+fn a_copy_that_was_refused_is_done_and_is_no_error() {
+    let mut flight = Flight::new(4, 8);
+    let (from, mut to) = ([1; 4], [0; 4]);
+    assert!(plan(&mut flight, &from, &mut to));
+    append(&mut flight, 0);
+    flight.board().done(0, Outcome::Refused);
+    assert_eq!(flight.land(|_, _| {}).map(|landed| landed.redone), Some(1));
+    assert_eq!(flight.take_events(), Events::default());
+    assert_eq!(to, from);
+}

@@ -107,6 +107,8 @@ pub struct Queue<P: Portal, A: Access> {
     oldest: u32,
     next: u32,
     strikes: Strikes,
+    /// It refused a submission, and has finished none since: others share it.
+    full: bool,
     quiet: bool,
     dead: bool,
 }
@@ -146,6 +148,7 @@ impl<P: Portal, A: Access> Queue<P, A> {
             oldest: 0,
             next: 0,
             strikes: Strikes::default(),
+            full: false,
             quiet: false,
             dead: false,
         })
@@ -285,6 +288,7 @@ impl<P: Portal, A: Access> Queue<P, A> {
 
     /// Notes that the next `count` copies are a submission.
     fn add(&mut self, count: u32, taken: bool) {
+        self.full |= !taken;
         let place = self.submission_place(self.next);
         if let Some(submission) = self.submissions.get_mut(place) {
             *submission = Submission {
@@ -336,7 +340,8 @@ impl<P: Portal, A: Access> Queue<P, A> {
 
 impl<P: Portal, A: Access> Engine for Queue<P, A> {
     fn room(&self) -> usize {
-        if self.dead {
+        // To ask a full queue again and again costs more than to copy.
+        if self.dead || self.full {
             return 0;
         }
         let used = self.staged.wrapping_sub(self.first_unreported());
@@ -377,14 +382,19 @@ impl<P: Portal, A: Access> Engine for Queue<P, A> {
             return Health::Dead;
         }
         let mut at = self.oldest;
+        let (mut finished, mut waits) = (false, false);
         while at != self.next {
             if let Some(submission) = self.submission(at) {
                 match submission.progress {
                     Progress::Done => {}
                     Progress::Refused => {
+                        let outcome = match self.dead {
+                            true => Outcome::Failed,
+                            false => Outcome::Refused,
+                        };
                         for nth in 0..submission.count {
                             let sequence = submission.first.wrapping_add(nth);
-                            self.tell(sequence, Outcome::Failed, done);
+                            self.tell(sequence, outcome, done);
                         }
                         self.set_done(at);
                     }
@@ -392,7 +402,9 @@ impl<P: Portal, A: Access> Engine for Queue<P, A> {
                         if let Some(completion) = self.completion(at, submission) {
                             self.report(submission, completion, done);
                             self.set_done(at);
-                            self.quiet = false;
+                            finished = true;
+                        } else {
+                            waits = true;
                         }
                     }
                 }
@@ -400,6 +412,9 @@ impl<P: Portal, A: Access> Engine for Queue<P, A> {
             at = at.wrapping_add(1);
         }
         self.free_finished();
+        self.quiet &= !finished;
+        // When nothing of ours is in it, only asking tells.
+        self.full &= waits && !finished;
         match self.dead {
             true => Health::Dead,
             false => Health::Running,

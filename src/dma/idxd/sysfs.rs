@@ -34,7 +34,7 @@ impl Places {
 pub struct WorkQueue {
     /// Others may use it, too.
     pub shared: bool,
-    /// Submissions that it holds.
+    /// Submissions that it holds: of a shared queue, those that all who share it may have.
     pub size: u32,
     /// Descriptors of a batch; 1 when it takes none.
     pub max_batch: u32,
@@ -97,9 +97,14 @@ impl WorkQueue {
         let transfer = number(of_queue("max_transfer_size")?);
         let transfer = transfer.unwrap_or(DEFAULT_TRANSFER.into());
         let batch = number(of_queue("max_batch_size")?).unwrap_or(1);
+        let shared = of_queue("mode")?.is_some_and(|mode| mode == "shared");
+        let size = size.ok_or_else(|| unusable(format!("{name}: has no size")))?;
+        // Above it, the page that the kernel gives to processes refuses.
+        let threshold = number(of_queue("threshold")?).filter(|&threshold| shared && threshold > 0);
+        let threshold = threshold.and_then(|threshold| u32::try_from(threshold).ok());
         Ok(Self {
-            shared: of_queue("mode")?.is_some_and(|mode| mode == "shared"),
-            size: size.ok_or_else(|| unusable(format!("{name}: has no size")))?,
+            shared,
+            size: threshold.map_or(size, |threshold| size.min(threshold)),
             max_batch: u32::try_from(batch).unwrap_or(u32::MAX).max(1),
             max_transfer: u32::try_from(transfer.clamp(1, MOST_TRANSFER)).unwrap_or(u32::MAX),
             version_1: number(of_device("version")?).is_none_or(|version| version < 0x200),

@@ -111,6 +111,10 @@ fn failed(range: std::ops::Range<u16>) -> Vec<(u16, Outcome)> {
     range.map(|nth| (nth, Outcome::Failed)).collect()
 }
 
+fn refused(range: std::ops::Range<u16>) -> Vec<(u16, Outcome)> {
+    range.map(|nth| (nth, Outcome::Refused)).collect()
+}
+
 #[test]
 fn a_burst_is_lists_of_what_the_queue_takes_and_one_copy_alone() {
     let model = DsaModel::new();
@@ -195,7 +199,7 @@ fn submissions_may_finish_in_any_order() {
 }
 
 #[test]
-fn a_queue_that_is_not_ours_alone_may_refuse_and_the_copies_fail() {
+fn a_queue_that_is_not_ours_alone_may_refuse_the_copies() {
     let model = DsaModel::new();
     let mut bench = bench(&model);
     model.fault(DsaFault::Full(1));
@@ -205,9 +209,33 @@ fn a_queue_that_is_not_ours_alone_may_refuse_and_the_copies_fail() {
 
     assert_eq!(
         bench.poll(),
-        ([failed(0..8), copied(8..10)].concat(), Health::Running)
+        ([refused(0..8), copied(8..10)].concat(), Health::Running)
     );
     assert!(!bench.arrived(0));
+}
+
+#[test]
+fn a_queue_that_refused_has_no_room_until_it_has_finished_something() {
+    let model = DsaModel::new();
+    let mut bench = bench(&model);
+    model.hold();
+    bench.burst(1);
+    model.fault(DsaFault::Full(1));
+    bench.burst(2);
+    assert_eq!(bench.poll(), (refused(1..3), Health::Running));
+    assert_eq!(bench.queue.room(), 0);
+    assert_eq!(bench.poll(), (vec![], Health::Running));
+    assert_eq!(bench.queue.room(), 0);
+    model.run_first();
+    assert_eq!(bench.poll(), (copied(0..1), Health::Running));
+    assert_eq!(bench.queue.room(), 64);
+
+    // Others have filled it: nothing of ours will tell when there is room.
+    model.fault(DsaFault::Full(1));
+    bench.burst(1);
+    assert_eq!(bench.queue.room(), 0);
+    assert_eq!(bench.poll(), (refused(3..4), Health::Running));
+    assert_eq!(bench.queue.room(), 64);
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn a_shared_queue_that_stays_full_leaves_the_copies_to_the_processor() {
     bench.burst(2);
     bench.burst(1);
 
-    assert_eq!(bench.poll(), (failed(1..3), Health::Running));
+    assert_eq!(bench.poll(), (refused(1..3), Health::Running));
 }
 
 #[test]
@@ -242,6 +242,24 @@ fn attributes_are_read_as_the_kernel_writes_them() {
 
     files.say("wq0.0/max_transfer_size", "4294967296");
     assert_eq!(read().max_transfer, 1 << 31);
+}
+
+#[test]
+fn a_shared_queue_holds_no_more_than_its_threshold() {
+    let files = FakeWorkQueue::new(Way::Page);
+    let size = |threshold, mode| {
+        files.say("wq0.0/size", "128");
+        files.say("wq0.0/threshold", threshold);
+        files.say("wq0.0/mode", mode);
+        WorkQueue::read(&files.places().sysfs, "wq0.0")
+            .unwrap()
+            .size
+    };
+    assert_eq!(size("16", "shared"), 16);
+    assert_eq!(size("200", "shared"), 128);
+    assert_eq!(size("0", "shared"), 128);
+    assert_eq!(size("", "shared"), 128);
+    assert_eq!(size("16", "dedicated"), 128);
 }
 
 #[test]
