@@ -6,6 +6,7 @@
 //! write any more.
 
 mod copies;
+mod mappings;
 mod registry;
 
 use std::mem::ManuallyDrop;
@@ -18,6 +19,7 @@ use super::{Addr, Engine, Halted, Health, Transfer};
 use crate::log::PORT;
 
 use copies::Copies;
+use mappings::Mappings;
 pub use registry::{OpenError, open};
 
 /// An engine may halt so often...
@@ -26,15 +28,6 @@ const RECOVERIES: usize = 3;
 const RECOVERY_PERIOD_MS: u64 = 10_000;
 /// How often a burst looks for the lock of an engine before it does without.
 const SPINS: u32 = 2000;
-
-/// A range that the engine was told of.
-#[derive(Debug)]
-struct Mapping {
-    start: usize,
-    len: usize,
-    users: usize,
-    mapped: bool,
-}
 
 struct Inner {
     /// Dropped by the channel, unless it may still use its own memory.
@@ -49,7 +42,6 @@ struct Inner {
     watched: Option<(u64, Instant)>,
     /// When the engine was told of its copies again, and reports until then.
     nudged: Option<(u64, Instant)>,
-    mappings: Vec<Mapping>,
     /// It is dead.
     halted: Option<Halted>,
 }
@@ -147,6 +139,7 @@ pub struct Channel {
     born: Instant,
     max_copy: u32,
     patience: Duration,
+    mappings: Mappings,
     inner: Mutex<Inner>,
 }
 
@@ -158,13 +151,14 @@ impl std::fmt::Debug for Channel {
 
 impl Channel {
     /// A channel of that name for an engine that has nothing to do.
-    pub fn new(name: &str, engine: Box<dyn Engine>) -> Self {
+    pub fn new(name: &str, mut engine: Box<dyn Engine>) -> Self {
         Self {
             name: name.to_owned(),
             dead: AtomicBool::new(false),
             born: Instant::now(),
             max_copy: engine.max_copy().max(1),
             patience: engine.patience(),
+            mappings: Mappings::new(engine.reach()),
             inner: Mutex::new(Inner {
                 copies: Copies::new(engine.depth()),
                 engine: ManuallyDrop::new(engine),
@@ -173,7 +167,6 @@ impl Channel {
                 recoveries: [None; RECOVERIES],
                 watched: None,
                 nudged: None,
-                mappings: Vec::new(),
                 halted: None,
             }),
         }
@@ -368,56 +361,6 @@ impl Channel {
         };
         if let Some(why) = why {
             self.bury(inner, why);
-        }
-    }
-
-    /// Lets the engine reach `len` bytes of guest memory at `start`, both multiples of the page size;
-    /// once for each [`unmap`](Self::unmap).
-    pub fn map(&self, start: *const u8, len: usize) {
-        let mut inner = self.lock();
-        let at = start.addr();
-        let same = |known: &&mut Mapping| (known.start, known.len) == (at, len);
-        if let Some(known) = inner.mappings.iter_mut().find(same) {
-            known.users += 1;
-            return;
-        }
-        let result = match inner.halted {
-            None => inner.engine.map(start, len),
-            Some(_) => Ok(()),
-        };
-        if let Err(error) = &result {
-            log::warn!(
-                target: PORT,
-                "engine {} does not reach {len} bytes of guest memory, the CPU copies there: {error}",
-                self.name
-            );
-        }
-        let mapped = result.is_ok() && inner.halted.is_none();
-        inner.mappings.push(Mapping {
-            start: at,
-            len,
-            users: 1,
-            mapped,
-        });
-    }
-
-    /// Undoes [`map`](Self::map), before the memory goes.
-    pub fn unmap(&self, start: *const u8, len: usize) {
-        let mut inner = self.lock();
-        let at = start.addr();
-        let same = |known: &Mapping| (known.start, known.len) == (at, len);
-        let Some(nth) = inner.mappings.iter().position(same) else {
-            return;
-        };
-        if let Some(known) = inner.mappings.get_mut(nth) {
-            known.users -= 1;
-            if known.users != 0 {
-                return;
-            }
-        }
-        let known = inner.mappings.swap_remove(nth);
-        if known.mapped {
-            inner.engine.unmap(start, len);
         }
     }
 }

@@ -10,7 +10,6 @@ mod setup;
 mod tests;
 
 use std::ffi::CString;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -375,17 +374,8 @@ impl Engine for Dmadev {
         }
     }
 
-    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
-        match &mut self.reach {
-            None => Ok(()),
-            Some(reach) => reach.map(va.addr(), len),
-        }
-    }
-
-    fn unmap(&mut self, va: *const u8, len: usize) {
-        if let Some(reach) = &mut self.reach {
-            reach.unmap(va.addr(), len);
-        }
+    fn reach(&mut self) -> Option<&mut Reach> {
+        self.reach.as_mut()
     }
 
     fn max_copy(&self) -> u32 {

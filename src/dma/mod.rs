@@ -19,6 +19,8 @@ pub use engines::{Drained, Engines};
 use std::io;
 use std::time::Duration;
 
+use vfio::Reach;
+
 /// An address as an engine wants it: ours, or an IOVA ([`Engine::translate`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addr(pub u64);
@@ -63,7 +65,7 @@ pub enum Health {
     /// It stopped behind a failed copy. [`Engine::recover`] may help; until then the copies that
     /// it has not reported wait.
     Halted,
-    /// It is gone or makes no sense any more. Only [`Engine::halt`] and [`Engine::unmap`] are called
+    /// It is gone or makes no sense any more. Only [`Engine::halt`] and [`Engine::reach`] are called
     /// after this.
     Dead,
 }
@@ -138,20 +140,29 @@ pub trait Engine: Send {
         PATIENCE
     }
 
+    /// The memory that it reaches; `None` when it shares our address space.
+    fn reach(&mut self) -> Option<&mut Reach> {
+        None
+    }
+
     /// Lets the engine reach guest memory: `len` bytes at `va`, both multiples of the page size.
-    /// For engines that share our address space there is nothing to do.
+    /// That takes long, since all of it becomes resident.
     ///
     /// # Errors
     ///
     /// The system refused; [`translate`](Self::translate) then knows nothing of that range.
     fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
-        let _ = (va, len);
-        Ok(())
+        match self.reach() {
+            None => Ok(()),
+            Some(reach) => reach.map(va.addr(), len),
+        }
     }
 
     /// Undoes [`map`](Self::map) of the very same range, before it is unmapped from our address
     /// space. The engine has no copy there any more.
     fn unmap(&mut self, va: *const u8, len: usize) {
-        let _ = (va, len);
+        if let Some(reach) = self.reach() {
+            reach.unmap(va.addr(), len);
+        }
     }
 }

@@ -3,10 +3,14 @@
     reason = "numbers of tests are small"
 )]
 
+use std::sync::atomic::AtomicU32;
+
 use super::*;
 use crate::dma::Tag;
 use crate::dma::flight::Flight;
-use crate::testing::dma::{Fault, Faulty, SimEngine};
+use crate::dma::idxd::queue::{Limits, Queue};
+use crate::dma::vfio::Memory;
+use crate::testing::dma::{DsaModel, FakeContainer, Fault, Faulty, SimEngine};
 
 /// Puts a packet with one copy of 4 bytes under way.
 fn fly(channel: &Channel, user: u32, flight: &mut Flight<u8>, from: &[u8; 4], to: &mut [u8; 4]) {
@@ -211,6 +215,42 @@ fn memory_is_mapped_for_the_first_and_unmapped_for_the_last() {
     channel.unmap(page.as_ptr(), 8);
     channel.unmap(page.as_ptr(), 8);
     assert_eq!(mappings(), 0, "what was not mapped is not unmapped");
+}
+
+#[test]
+fn nobody_waits_for_an_engine_while_memory_is_mapped_for_it() {
+    let fake = FakeContainer::new();
+    let model = DsaModel::mapped(&fake);
+    let limits = Limits {
+        submissions: 16,
+        batch: 8,
+        transfer: 4096,
+    };
+    let queue = Queue::new(model.clone(), model.access(), limits, 64).unwrap();
+    let channel = Arc::new(Channel::new("slow to map", Box::new(queue)));
+    let flight = Flight::<u8>::new(4, 4);
+    let user = channel.attach(flight.board());
+    let bursts = Arc::new(AtomicU32::new(0));
+    fake.on_change({
+        let (channel, bursts) = (Arc::downgrade(&channel), Arc::clone(&bursts));
+        move || {
+            if channel.upgrade().unwrap().burst(user).is_some() {
+                bursts.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let guest = Memory::shared(4096).unwrap();
+    let at = guest.words().as_ptr().cast();
+    let reaches = || channel.burst(user).unwrap().transfer(at, at, 8).is_some();
+
+    channel.map(at, 4096);
+    assert!(reaches());
+    assert_eq!(bursts.load(Ordering::Relaxed), 1);
+    channel.unmap(at, 4096);
+    assert!(!reaches());
+    assert_eq!(bursts.load(Ordering::Relaxed), 2);
+    assert_eq!(fake.mapped(), 1, "only its own memory");
+    fake.on_change(|| {});
 }
 
 #[test]

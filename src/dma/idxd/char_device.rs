@@ -117,12 +117,6 @@ impl Access for CharDevice {
         Some(Addr(va.expose_provenance() as u64))
     }
 
-    fn map(&mut self, _: *const u8, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn unmap(&mut self, _: *const u8, _: usize) {}
-
     fn has_failed(&self) -> bool {
         let Some(file) = self.file.as_ref().filter(|_| self.tells_errors) else {
             return self.file.is_none();

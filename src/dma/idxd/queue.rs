@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::descriptor::{self, Completion, Descriptor};
 use super::portal::Portal;
-use crate::dma::vfio::Memory;
+use crate::dma::vfio::{Memory, Reach};
 use crate::dma::{Addr, Engine, Halted, Health, Outcome, Tag, Transfer};
 use report::Strikes;
 
@@ -31,15 +31,10 @@ pub trait Access: Send {
     /// As [`Engine::translate`].
     fn translate(&self, va: *const u8, len: u32) -> Option<Addr>;
 
-    /// As [`Engine::map`].
-    ///
-    /// # Errors
-    ///
-    /// The system refused.
-    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()>;
-
-    /// As [`Engine::unmap`].
-    fn unmap(&mut self, va: *const u8, len: usize);
+    /// As [`Engine::reach`].
+    fn reach(&mut self) -> Option<&mut Reach> {
+        None
+    }
 
     /// The device tells of an error, or is gone.
     fn has_failed(&self) -> bool;
@@ -460,12 +455,8 @@ impl<P: Portal, A: Access> Engine for Queue<P, A> {
         self.limits.transfer
     }
 
-    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
-        self.access.map(va, len)
-    }
-
-    fn unmap(&mut self, va: *const u8, len: usize) {
-        self.access.unmap(va, len);
+    fn reach(&mut self) -> Option<&mut Reach> {
+        self.access.reach()
     }
 }
 

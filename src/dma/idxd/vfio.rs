@@ -298,12 +298,8 @@ impl<F: Function> Access for VfioQueue<F> {
         self.reach.translate(va.addr(), usize::try_from(len).ok()?)
     }
 
-    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
-        self.reach.map(va.addr(), len)
-    }
-
-    fn unmap(&mut self, va: *const u8, len: usize) {
-        self.reach.unmap(va.addr(), len);
+    fn reach(&mut self) -> Option<&mut Reach> {
+        Some(&mut self.reach)
     }
 
     fn has_failed(&self) -> bool {

@@ -399,12 +399,8 @@ impl<F: Function> Engine for Ioat<F> {
         self.max_copy
     }
 
-    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
-        self.reach.map(va.addr(), len)
-    }
-
-    fn unmap(&mut self, va: *const u8, len: usize) {
-        self.reach.unmap(va.addr(), len);
+    fn reach(&mut self) -> Option<&mut Reach> {
+        Some(&mut self.reach)
     }
 }
 

@@ -105,24 +105,45 @@ impl Reach {
     ///
     /// The container's, or the range is mapped here already.
     pub fn map(&mut self, va: usize, len: usize) -> io::Result<()> {
-        let end = va.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
-        let overlaps = |piece: &Piece| piece.va < end && va < piece.va.saturating_add(piece.len);
-        if self.guest.iter().any(overlaps) {
-            return Err(io::ErrorKind::AlreadyExists.into());
+        let pieces = self.container.map(va, len)?;
+        let added = self.add(&pieces);
+        if added.is_err() {
+            self.container.unmap(va, len);
         }
-        self.guest.extend(self.container.map(va, len)?);
-        self.guest.sort_unstable_by_key(|piece| piece.va);
-        Ok(())
+        added
     }
 
     /// Undoes [`map`](Self::map) of the same range; what is not mapped stays so.
     pub fn unmap(&mut self, va: usize, len: usize) {
+        if self.remove(va, len) {
+            self.container.unmap(va, len);
+        }
+    }
+
+    /// Reaches what the container has mapped.
+    ///
+    /// # Errors
+    ///
+    /// Some of it is here already.
+    pub fn add(&mut self, pieces: &[Piece]) -> io::Result<()> {
+        let end = |piece: &Piece| piece.va.saturating_add(piece.len);
+        let overlap = |one: &Piece, two: &Piece| one.va < end(two) && two.va < end(one);
+        let known = |piece: &Piece| self.guest.iter().any(|known| overlap(known, piece));
+        if pieces.iter().any(known) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.guest.extend(pieces);
+        self.guest.sort_unstable_by_key(|piece| piece.va);
+        Ok(())
+    }
+
+    /// Undoes [`add`](Self::add) for all pieces in a range, which the container is to unmap next;
+    /// whether there were any.
+    pub fn remove(&mut self, va: usize, len: usize) -> bool {
         let inside = |piece: &Piece| piece.va >= va && piece.va - va < len;
         let before = self.guest.len();
         self.guest.retain(|piece| !inside(piece));
-        if self.guest.len() != before {
-            self.container.unmap(va, len);
-        }
+        self.guest.len() != before
     }
 }
 

@@ -5,17 +5,22 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use super::Faults;
 use crate::dma::vfio::pieces::Mapped;
 use crate::dma::vfio::{Block, Container, Piece};
 
 /// How far devices' addresses are from ours: nobody can take one for the other.
 const APART: u64 = 1 << 48;
 
+type OnChange = Box<dyn Fn() + Send>;
+
 /// A container whose devices reach exactly what is mapped.
 #[derive(Clone, Default)]
 pub struct FakeContainer {
     state: Arc<Mutex<State>>,
     losses: Arc<AtomicU64>,
+    faults: Option<Arc<Mutex<Faults>>>,
+    on_change: Arc<Mutex<Option<OnChange>>>,
 }
 
 #[derive(Default)]
@@ -29,6 +34,25 @@ impl FakeContainer {
     /// Nothing is mapped.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// With the faults of an engine.
+    pub(super) fn with(faults: Arc<Mutex<Faults>>) -> Self {
+        Self {
+            faults: Some(faults),
+            ..Self::default()
+        }
+    }
+
+    /// Calls `what` in the middle of everything that is mapped and unmapped.
+    pub fn on_change(&self, what: impl Fn() + Send + 'static) {
+        *self.on_change.lock().unwrap() = Some(Box::new(what));
+    }
+
+    fn change(&self) {
+        if let Some(what) = &*self.on_change.lock().unwrap() {
+            what();
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -84,6 +108,10 @@ impl Container for FakeContainer {
     fn close(&self, _: &str, _: OwnedFd) {}
 
     fn map(&self, va: usize, len: usize) -> io::Result<Vec<Piece>> {
+        self.change();
+        if let Some(faults) = &self.faults {
+            faults.lock().unwrap().map(va, len)?;
+        }
         let mut state = self.state();
         if state.refuses {
             return Err(io::ErrorKind::OutOfMemory.into());
@@ -97,6 +125,10 @@ impl Container for FakeContainer {
     }
 
     fn unmap(&self, va: usize, len: usize) {
+        self.change();
+        if let Some(faults) = &self.faults {
+            faults.lock().unwrap().mappings -= 1;
+        }
         self.state().mapped.remove(va, len);
     }
 

@@ -389,15 +389,8 @@ impl Access for FakeAccess {
         }
     }
 
-    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
-        let map = |reach: &mut Reach| reach.map(va.addr(), len);
-        self.reach.as_mut().map_or(Ok(()), map)
-    }
-
-    fn unmap(&mut self, va: *const u8, len: usize) {
-        if let Some(reach) = &mut self.reach {
-            reach.unmap(va.addr(), len);
-        }
+    fn reach(&mut self) -> Option<&mut Reach> {
+        self.reach.as_mut()
     }
 
     fn has_failed(&self) -> bool {

@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use super::FakeContainer;
+use crate::dma::vfio::Reach;
 use crate::dma::{Addr, Engine, Halted, Health, Outcome, Tag, Transfer};
 
 /// An engine that copies when it is polled, a few copies a time, in any order.
@@ -169,11 +171,13 @@ pub struct Faults {
     pub unmappable: bool,
     /// Nor any that is longer, when this is not 0.
     pub longest_mapping: usize,
-    /// Calls of `map` that were refused.
+    /// How often memory was not mapped.
     pub refusals: u32,
+    /// That memory.
+    pub refused: Vec<(usize, usize)>,
     /// A report of a copy that was never given.
     pub invented: bool,
-    /// Calls of `map` less those of `unmap`.
+    /// Ranges that are mapped.
     pub mappings: i64,
     /// Copies that were given.
     pub staged: u64,
@@ -186,7 +190,6 @@ pub struct Faults {
 }
 
 /// An engine with faults.
-#[derive(Debug)]
 pub struct Faulty<E> {
     inner: E,
     faults: Arc<Mutex<Faults>>,
@@ -196,8 +199,7 @@ pub struct Faulty<E> {
     twice: Vec<Tag>,
     /// Behind a halt.
     waiting: Vec<(Transfer, Tag)>,
-    /// Memory that could not be mapped.
-    refused: Vec<(usize, usize)>,
+    reach: Reach,
     lost: usize,
     halts: bool,
 }
@@ -212,11 +214,25 @@ impl<E: Engine> Faulty<E> {
             reports: Vec::new(),
             twice: Vec::new(),
             waiting: Vec::new(),
-            refused: Vec::new(),
+            reach: Reach::new(Arc::new(FakeContainer::with(Arc::clone(&faults)))),
             lost: 0,
             halts: false,
         };
         (engine, faults)
+    }
+}
+
+impl Faults {
+    /// Maps a range, unless that is to fail.
+    pub(super) fn map(&mut self, va: usize, len: usize) -> io::Result<()> {
+        let too_long = self.longest_mapping != 0 && len > self.longest_mapping;
+        if self.unmappable || too_long {
+            self.refusals += 1;
+            self.refused.push((va, len));
+            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        self.mappings += 1;
+        Ok(())
     }
 }
 
@@ -334,7 +350,7 @@ impl<E: Engine> Engine for Faulty<E> {
 
     fn translate(&self, va: *const u8, len: u32) -> Option<Addr> {
         let inside = |&(start, size): &(usize, usize)| va.addr().wrapping_sub(start) < size;
-        match self.refused.iter().any(inside) {
+        match self.faults.lock().unwrap().refused.iter().any(inside) {
             true => None,
             false => self.inner.translate(va, len),
         }
@@ -344,20 +360,7 @@ impl<E: Engine> Engine for Faulty<E> {
         self.inner.max_copy()
     }
 
-    fn map(&mut self, va: *const u8, len: usize) -> io::Result<()> {
-        let mut faults = self.faults.lock().unwrap();
-        let too_long = faults.longest_mapping != 0 && len > faults.longest_mapping;
-        if faults.unmappable || too_long {
-            faults.refusals += 1;
-            self.refused.push((va.addr(), len));
-            return Err(io::Error::from_raw_os_error(libc::ENOMEM));
-        }
-        faults.mappings += 1;
-        self.inner.map(va, len)
-    }
-
-    fn unmap(&mut self, va: *const u8, len: usize) {
-        self.faults.lock().unwrap().mappings -= 1;
-        self.inner.unmap(va, len);
+    fn reach(&mut self) -> Option<&mut Reach> {
+        Some(&mut self.reach)
     }
 }
