@@ -75,6 +75,12 @@ fn base_page() -> u64 {
     u64::try_from(base).unwrap_or(4096)
 }
 
+/// Device and inode of `file`.
+fn identity(file: &File) -> Option<(u64, u64)> {
+    let about = file.metadata().ok()?;
+    Some((about.dev(), about.ino()))
+}
+
 /// The page size that a mapping of `file` needs at both ends.
 fn page_size(file: &File, block_size: u64) -> io::Result<u64> {
     let mut about = std::mem::MaybeUninit::<libc::statfs>::uninit();
@@ -196,13 +202,13 @@ impl Region {
 
     /// Whether this maps `config` of the very file behind `file`.
     pub fn is(&self, config: RegionConfig, file: &File) -> bool {
-        let identity = |file: &File| {
-            let about = file.metadata().ok()?;
-            Some((about.dev(), about.ino()))
-        };
-        let mapped = self.mapping.file_offset();
-        let mapped = mapped.and_then(|offset| identity(offset.file()));
+        let mapped = self.file();
         self.config == config && mapped.is_some() && mapped == identity(file)
+    }
+
+    /// Which file it maps.
+    pub(super) fn file(&self) -> Option<(u64, u64)> {
+        identity(self.mapping.file_offset()?.file())
     }
 
     /// Where the region begins in our address space, as a frontend needs to know it in order to

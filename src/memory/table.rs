@@ -118,6 +118,13 @@ impl MemoryTable {
         &self.regions
     }
 
+    /// Whether a region of this table and one of `other` map the same file.
+    pub fn shares_a_file_with(&self, other: &Self) -> bool {
+        let files: Vec<_> = other.regions.iter().map(|region| region.file()).collect();
+        let mut ours = self.regions.iter().map(|region| region.file());
+        ours.any(|file| file.is_some() && files.contains(&file))
+    }
+
     /// The region that holds `at`.
     pub(super) fn find(&self, at: Gpa) -> Option<&Region> {
         let after = self.regions.partition_point(|r| r.config().gpa <= at);

@@ -205,6 +205,11 @@ impl VringSetup {
         self.used_log = used_log;
     }
 
+    /// Where it lies; `None` while `SET_VRING_ADDR` has to come.
+    pub(super) fn areas(&self) -> Option<RingAreas> {
+        self.areas
+    }
+
     /// Where writes to the used ring are logged.
     pub(super) fn used_log(&self) -> Option<Gpa> {
         self.used_log

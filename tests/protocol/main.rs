@@ -3,6 +3,7 @@
 //! The tests take turns: they count the open files of the process.
 
 mod fuzz;
+mod held;
 mod iommu;
 mod life;
 // Linked with DPDK, the driver's constructor may take the logger's place first.

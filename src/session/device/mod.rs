@@ -5,6 +5,7 @@
 //! the events.
 #![forbid(unsafe_code)]
 
+mod held;
 mod iommu;
 mod migration;
 mod postcopy;
@@ -18,6 +19,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use self::held::Held;
 use self::iommu::Asking;
 use super::bell::Bell;
 use super::error::RequestError;
@@ -78,7 +80,7 @@ struct Vring {
     /// Its virtqueue waits for a translation.
     missed: bool,
     /// A copy engine that cannot be stopped has chains of it.
-    held: bool,
+    held: Option<Held>,
     /// Nobody has looked yet at what the driver put there for us to fill.
     unseen: bool,
     /// Where it was when it started.
@@ -170,7 +172,7 @@ impl Device {
                 questions: None,
                 lies_in: Vec::new(),
                 missed: false,
-                held: false,
+                held: None,
                 unseen: false,
                 begun: 0,
                 taken: 0,
@@ -204,7 +206,9 @@ impl Device {
         };
         vring.running = false;
         if let Some(virtqueue) = vring.spare.take().or_else(|| events.take(index)) {
-            vring.held = virtqueue.is_held();
+            if virtqueue.is_held() {
+                vring.held = Some(Held::new(&vring.setup, &virtqueue));
+            }
             vring.taken = virtqueue.slots_since(vring.begun);
             vring.setup.set_base(virtqueue.stop());
         }
@@ -214,6 +218,10 @@ impl Device {
     fn start(&mut self, index: u16) -> bool {
         let startable = |vring: &Vring| !vring.running && !vring.rejected && vring.setup.complete();
         if !self.is(index, startable) {
+            return true;
+        }
+        if self.is_held(index) {
+            self.tell_held(index);
             return true;
         }
         let (features, memory) = (self.features, self.memory.clone());
@@ -279,6 +287,7 @@ impl Device {
             return true;
         };
         vring.running = true;
+        vring.held = None;
         vring.spare = spare;
         if let Some(translated) = translated {
             vring.unseen = translated.need == Access::WRITE;

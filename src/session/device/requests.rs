@@ -127,9 +127,11 @@ impl Device {
             return Err(RequestError::AddressesWithoutMemory(index));
         }
         let running = vring.running;
-        vring.setup.set_areas(areas, used_log);
+        self.pause(index);
+        if let Some(vring) = self.at(index) {
+            vring.setup.set_areas(areas, used_log);
+        }
         if running {
-            self.pause(index);
             // A frontend does this when a migration begins; the ring goes on.
             self.start(index);
         }
@@ -164,10 +166,10 @@ impl Device {
         self.pause(index);
         self.forget_kick(index);
         self.forget_translations();
-        let packed = self.packed();
+        let (packed, held) = (self.packed(), self.is_held(index));
         let (_, vring) = self.vring(index.into())?;
         vring.setup.forget();
-        if vring.held {
+        if held {
             return Err(RequestError::Held(index));
         }
         Ok(vring.setup.base(packed))
