@@ -50,12 +50,15 @@ pair_open_backend(struct pair *pair, const struct pair_options *options)
 		pair->options.ring_size = 256;
 	if (pair->options.backend_room == 0)
 		pair->options.backend_room = 2048;
+	if (pair->options.backend_cache == 0)
+		pair->options.backend_cache = USUAL_CACHE;
 	if (pair->options.frontend_room == 0)
 		pair->options.frontend_room = 2048;
 	options = &pair->options;
 
 	snprintf(name, sizeof(name), "host%u", serial);
-	pair->backend_pool = make_pool(name, pool_size(options), options->backend_room);
+	pair->backend_pool = make_cached_pool(name, pool_size(options), options->backend_cache,
+					      options->backend_room);
 	snprintf(name, sizeof(name), "guest%u", serial++);
 	pair->frontend_pool = make_pool(name, pool_size(options), options->frontend_room);
 	if (!CHECK(pair->backend_pool != NULL && pair->frontend_pool != NULL, "no memory for pools"))

@@ -19,6 +19,7 @@ struct pair_options {
 	uint16_t backend_room;    /* data bytes of an mbuf; 0 stands for 2048 */
 	uint16_t frontend_room;
 	unsigned int pool_size;   /* mbufs a side; 0: enough for all rings */
+	unsigned int backend_cache; /* mbufs in an lcore's cache; 0 stands for 128 */
 };
 
 struct pair {

@@ -130,7 +130,13 @@ receive_one(uint16_t port, uint16_t queue, unsigned int milliseconds)
 struct rte_mempool *
 make_pool(const char *name, unsigned int count, uint16_t room)
 {
-	return rte_pktmbuf_pool_create(name, count, 128, 0, RTE_PKTMBUF_HEADROOM + room,
+	return make_cached_pool(name, count, USUAL_CACHE, room);
+}
+
+struct rte_mempool *
+make_cached_pool(const char *name, unsigned int count, unsigned int cache, uint16_t room)
+{
+	return rte_pktmbuf_pool_create(name, count, cache, 0, RTE_PKTMBUF_HEADROOM + room,
 				       SOCKET_ID_ANY);
 }
 

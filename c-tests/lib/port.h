@@ -40,6 +40,11 @@ struct rte_mbuf *receive_one(uint16_t port, uint16_t queue, unsigned int millise
 
 /* A pool of `count` mbufs of `room` data bytes beside the headroom. */
 struct rte_mempool *make_pool(const char *name, unsigned int count, uint16_t room);
+/* Mbufs in an lcore's cache of such a pool. */
+#define USUAL_CACHE 128
+/* The same with another cache. */
+struct rte_mempool *make_cached_pool(const char *name, unsigned int count, unsigned int cache,
+				     uint16_t room);
 
 /* Value of one extended statistic; UINT64_MAX when there is none of this name. */
 uint64_t xstat(uint16_t port, const char *name);

@@ -167,16 +167,21 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
         }
         sources.push(source);
     }
-    let sources = sources.done();
-    let found = count(sources.len());
+    let mut sources = sources.done();
     let Some(first) = sources.first() else {
         return Some(0);
     };
-    let packets = out.get_mut(..sources.len())?;
+    let mut packets = out.get_mut(..sources.len())?;
     if !pool.allocate(packets) {
-        add(&counters.mbuf_alloc_failed, found.into());
-        return None;
+        let some = allocate_some(pool, packets);
+        if some == 0 {
+            add(&counters.mbuf_alloc_failed, 1);
+            return None;
+        }
+        sources = sources.get(..some)?;
+        packets = packets.get_mut(..some)?;
     }
+    let found = count(sources.len());
     let mut tally = Tally::new(counters);
     for (nth, (source, place)) in sources.iter().zip(packets).enumerate() {
         let mut packet = *place;
@@ -203,6 +208,24 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
     }
     tally.flush();
     Some(found)
+}
+
+/// Fills a beginning of `out`, for all of which the pool has too little; how much that was.
+#[cold]
+#[inline(never)]
+fn allocate_some<P: PacketPool>(pool: &P, out: &mut [P::Packet]) -> usize {
+    let mut filled = 0;
+    let mut step = out.len();
+    // Halves, rounded up: together they make any number below the first.
+    while step > 1 {
+        step = step.div_ceil(2);
+        let rest = out.get_mut(filled..).unwrap_or_default();
+        let len = step.min(rest.len());
+        if pool.allocate(rest.get_mut(..len).unwrap_or_default()) {
+            filled += len;
+        }
+    }
+    filled
 }
 
 /// First pass of the short body: the packet at the `nth` slot, when it is one descriptor, lies in one

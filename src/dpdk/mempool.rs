@@ -11,9 +11,13 @@ use core::ptr::NonNull;
 
 use super::eal::Lcore;
 use super::sys::{
-    RTE_MAX_LCORE, RTE_PKTMBUF_POOL_F_PINNED_EXT_BUF, rte_mempool, rte_mempool_cache,
-    rte_mempool_ops, rte_mempool_ops_table, rte_pktmbuf_pool_private,
+    RTE_MAX_LCORE, RTE_MEMPOOL_CACHE_MAX_SIZE, RTE_PKTMBUF_POOL_F_PINNED_EXT_BUF, rte_mempool,
+    rte_mempool_cache, rte_mempool_ops, rte_mempool_ops_table, rte_pktmbuf_pool_private,
 };
+
+/// More than this goes past the caches. Less may well be more than a cache's size: what it holds is
+/// used, since a pool's last objects may all be there.
+const LONGEST_GET: usize = RTE_MEMPOOL_CACHE_MAX_SIZE as usize;
 
 /// An object as mempools see it.
 pub type Object = *mut c_void;
@@ -107,7 +111,7 @@ impl Mempool {
         objects: &mut [MaybeUninit<Object>],
     ) -> bool {
         match cache {
-            Some(cache) if objects.len() <= cache.size() => self.get_cached(cache, objects),
+            Some(cache) if objects.len() <= LONGEST_GET => self.get_cached(cache, objects),
             _ => self.dequeue(objects.as_mut_ptr().cast(), objects.len()),
         }
     }
@@ -126,7 +130,8 @@ impl Mempool {
     fn get_and_refill(self, cache: MempoolCache, objects: &mut [MaybeUninit<Object>]) -> bool {
         let len = cache.len();
         let missing = objects.len() - len;
-        // Half a cache stays for the next time, and leaves room for as much to be put.
+        // Half a cache stays for the next time, and leaves room for as much to be put. The array has
+        // room for the largest request and half the largest cache.
         let fetched = missing + cache.size() / 2;
         if self.dequeue(cache.slot(len), fetched) {
             let total = len + fetched;

@@ -396,6 +396,24 @@ fn nothing_is_consumed_when_the_pool_is_empty() {
 }
 
 #[test]
+fn as_many_frames_arrive_as_the_pool_has_packets() {
+    let frames: Vec<_> = (0..13).map(|seed| Frame::new(64, seed)).collect();
+    for free in 1..frames.len() {
+        let mut driver = modern(16);
+        for frame in &frames {
+            driver.send(frame);
+        }
+        driver.pool.limit(free);
+        assert_eq!(driver.dequeue(32), frames[..free]);
+        assert_eq!(driver.used().len(), free);
+        assert_eq!(driver.counted(|c| &c.mbuf_alloc_failed), 1);
+        driver.pool.limit(frames.len());
+        assert_eq!(driver.dequeue(32), frames[free..]);
+        assert_eq!(driver.used().len(), frames.len() - free);
+    }
+}
+
+#[test]
 fn a_frame_is_dropped_when_the_pool_runs_dry_in_its_middle() {
     let mut driver = modern(8).packet_room(1000);
     let head = driver.send(&Frame::new(2500, 1));
