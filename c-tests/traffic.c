@@ -2,6 +2,7 @@
 /* Frames in both directions between a net_vhost port and virtio-user, byte for byte. */
 #include "lib/check.h"
 #include "lib/eal.h"
+#include "lib/frame.h"
 #include "lib/pair.h"
 
 #include <stdio.h>
@@ -232,6 +233,29 @@ eight_queues(void)
 	move_on_all_queues(8);
 }
 
+/* What a call for nothing has for an array does not matter. */
+static void
+bursts_of_nothing(void)
+{
+	for (int packed = 0; packed <= 1; packed++) {
+		REQUIRE(pair_open(&pair, &(struct pair_options){.packed = packed != 0}), "no pair");
+		/* A frame is there that could be taken. */
+		for (unsigned int i = 0; i < 3; i++) {
+			struct rte_mbuf *mbuf = frame_mbuf(pair.frontend_pool, 100, i, 0);
+
+			REQUIRE(mbuf != NULL && rte_eth_tx_burst(pair.frontend, 0, &mbuf, 1) == 1,
+				"not sent");
+			CHECK(rte_eth_rx_burst(pair.backend, 0, NULL, 0) == 0, "something came");
+			CHECK(rte_eth_tx_burst(pair.backend, 0, NULL, 0) == 0, "something went");
+			mbuf = receive_one(pair.backend, 0, 2000);
+			REQUIRE(mbuf != NULL, "the frame did not come");
+			CHECK(frame_matches(mbuf, 100, i), "another frame");
+			rte_pktmbuf_free(mbuf);
+		}
+		pair_close(&pair);
+	}
+}
+
 int
 main(void)
 {
@@ -243,6 +267,7 @@ main(void)
 	run_case("every length passes between pools of small mbufs", small_mbufs_on_both_sides, 10);
 	run_case("mbufs of many segments pass", segmented_mbufs, 10);
 	run_case("every burst size passes", every_burst_size, 10);
+	run_case("a burst of nothing needs no array", bursts_of_nothing, 10);
 	run_case("the ring index wraps, 256 entries", ring_index_wraps, 10);
 	run_case("the ring index wraps, 1024 entries", ring_index_wraps_large_ring, 10);
 	run_case("the ring index wraps, 32 entries", ring_index_wraps_small_ring, 10);

@@ -48,6 +48,10 @@ pub(super) unsafe extern "C" fn rx_burst(
 /// As for [`rx_burst`].
 #[inline(never)]
 unsafe fn receive(queue: &RxQueue, packets: *mut *mut rte_mbuf, count: u16) -> u16 {
+    // There may be no array then, and a slice is not null.
+    if count == 0 {
+        return 0;
+    }
     guard::catch(0, || {
         // SAFETY: an array of `count` places (caller); a `Slot` may hold anything.
         let out = unsafe { std::slice::from_raw_parts_mut(packets.cast::<Slot>(), count.into()) };
@@ -72,6 +76,10 @@ pub(super) unsafe extern "C" fn tx_burst(
     packets: *mut *mut rte_mbuf,
     count: u16,
 ) -> u16 {
+    // See `receive`.
+    if count == 0 {
+        return 0;
+    }
     guard::catch(0, || {
         // SAFETY: a queue that is set up (caller).
         let Some(queue) = (unsafe { TxQueue::from_ptr(queue) }) else {
@@ -82,6 +90,16 @@ pub(super) unsafe extern "C" fn tx_burst(
         // SAFETY: one lcore at a time (caller).
         narrow(unsafe { queue.send(packets) })
     })
+}
+
+/// The array of a call, for a slice, which must not be null. A call for nothing may have no array, and
+/// looks after the engines all the same.
+#[inline(always)]
+fn array(packets: *mut *mut rte_mbuf, count: u16) -> *mut Slot {
+    match count {
+        0 => std::ptr::dangling_mut(),
+        _ => packets.cast(),
+    }
 }
 
 /// As [`rx_burst`], on a port with copy engines: looks after those of the tx queue of the same number
@@ -106,7 +124,7 @@ pub(super) unsafe extern "C" fn rx_burst_offloaded(
             lane.reap(usize::MAX);
         }
         // SAFETY: an array of `count` places (caller); a `Slot` may hold anything.
-        let out = unsafe { std::slice::from_raw_parts_mut(packets.cast::<Slot>(), count.into()) };
+        let out = unsafe { std::slice::from_raw_parts_mut(array(packets, count), count.into()) };
         // SAFETY: one lcore at a time (caller).
         let received = unsafe { queue.receive_offloaded(out) };
         let chores = queue.chores();
@@ -134,7 +152,7 @@ pub(super) unsafe extern "C" fn tx_burst_offloaded(
             return 0;
         };
         // SAFETY: an array of `count` packets (caller).
-        let packets = unsafe { std::slice::from_raw_parts(packets.cast::<Slot>(), count.into()) };
+        let packets = unsafe { std::slice::from_raw_parts(array(packets, count), count.into()) };
         // SAFETY: one lcore at a time (caller).
         narrow(unsafe { queue.send_offloaded(packets) })
     })
