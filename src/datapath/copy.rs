@@ -295,6 +295,12 @@ impl<'r, T: Copy, const N: usize> Filling<'r, T, N> {
         }
     }
 
+    /// How many items there are.
+    #[inline(always)]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// All items.
     #[inline(always)]
     pub(super) fn done(self) -> &'r [T] {

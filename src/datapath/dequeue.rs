@@ -1,6 +1,8 @@
 //! Guest to host: chains that the driver transmits become packets.
 #![forbid(unsafe_code)]
 
+mod chained;
+
 use super::copy::{Room, copy_in, copy_piece, copy_whole, read_header};
 use super::counters::add;
 use super::level::Level;
@@ -93,12 +95,12 @@ pub(super) fn dequeue_burst<
     let with = (features, counters);
     let mut received = 0;
     // Where one chain has several descriptors, the next one has, too.
-    let mut chained = false;
+    let mut several = false;
     chain.begin_burst();
     while let Some(rest) = out.get_mut(received..)
         && !rest.is_empty()
     {
-        let asked = if chained {
+        let asked = if several {
             1
         } else {
             count(rest.len().min(PASS))
@@ -113,7 +115,7 @@ pub(super) fn dequeue_burst<
         let Some(found) = found else { break };
         received += usize::from(found);
         if found == waiting {
-            chained = false;
+            several = false;
             if ring.was_all(waiting, asked) {
                 break;
             }
@@ -123,7 +125,14 @@ pub(super) fn dequeue_burst<
             // A packed ring tells only now that it is empty.
             break;
         }
-        chained = true;
+        several = true;
+        let rest = out.get_mut(received..).unwrap_or_default();
+        let found =
+            V::run(|| chained::dequeue_chained::<R, S, P, F>(ring, &mut space, pool, rest, with));
+        received += found;
+        if found != 0 {
+            continue;
+        }
         let rest = out.get_mut(received..).unwrap_or_default();
         let apart = S::cursor(&mut space);
         match dequeue_chain::<R, _, P, F>(ring, apart, chain, pool, rest, with) {

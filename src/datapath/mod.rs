@@ -3,8 +3,9 @@
 //! One burst body a direction, made once for each set of negotiated features and chosen when the
 //! ring starts ([`select_dequeue`], [`select_enqueue`]). The common packet (one descriptor, one
 //! segment, nothing asked) has a short body in two passes: descriptors are read, checked, translated
-//! and prefetched for the whole burst first, then data moves. Any other packet leaves to the general
-//! body in mid-burst. Nothing here blocks, logs or allocates per packet; drops are counted.
+//! and prefetched for the whole burst first, then data moves. Any other packet leaves in mid-burst, to a
+//! middle body when it only has several descriptors or segments, else to the general one. Nothing here
+//! blocks, logs or allocates per packet; drops are counted.
 
 mod copy;
 mod counters;

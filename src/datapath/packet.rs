@@ -131,6 +131,10 @@ pub trait PacketPool: Release {
         len: u32,
     );
 
+    /// Makes fresh packets one of `len` bytes, which are written by now: each of `segments` is full,
+    /// but for the last one.
+    fn finish_all(&self, segments: &mut [Self::Packet], len: u32);
+
     /// How marks are wanted.
     fn rules(&self) -> RxRules;
 

@@ -431,6 +431,20 @@ impl<'m> Translate<'m> for IotlbCursor<'m> {
     }
 
     #[inline(always)]
+    fn known(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        let found = self.buffer(at, len)?;
+        let whole = found.range.len() == len;
+        self.lookups.hits += u64::from(whole);
+        whole.then_some(found.range)
+    }
+
+    #[inline(always)]
+    fn known_table(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        let found = hit(self.tables.slot(at.0)?, at, len, self.table)?;
+        (found.range.len() == len).then_some(found.range)
+    }
+
+    #[inline(always)]
     fn piece(&mut self, at: Iova, len: usize) -> Result<Piece, Fault> {
         let found = match self.buffer(at, len) {
             Some(found) if found.range.len() == len => found,

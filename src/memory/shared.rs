@@ -83,6 +83,29 @@ impl<'m> GuestRange<'m> {
         }
     }
 
+    /// The two words of entry `nth` of the table of descriptors that begins here, each read once; they
+    /// need not be aligned. `None` when they are not all inside.
+    #[inline(always)]
+    pub fn descriptor_words(self, nth: usize) -> Option<[u64; 2]> {
+        /// A number at any address.
+        #[derive(Clone, Copy)]
+        #[repr(C, packed)]
+        struct Unaligned(u64);
+        if nth >= self.len / Descriptor::SIZE {
+            return None;
+        }
+        // SAFETY: entry `nth` and all before it are inside the range (above).
+        let first = unsafe { self.start.add(nth * Descriptor::SIZE) };
+        // SAFETY: as above.
+        let second = unsafe { first.add(Descriptor::SIZE / 2) };
+        // SAFETY: as above. Volatile: what is checked later must be what was read here, and the driver
+        // may write at any time.
+        let first = unsafe { first.cast::<Unaligned>().read_volatile() }.0;
+        // SAFETY: as above.
+        let second = unsafe { second.cast::<Unaligned>().read_volatile() }.0;
+        Some([first, second])
+    }
+
     /// The address `offset` bytes into the range, or that of its last byte when it ends before: the
     /// line behind a short packet is somebody else's.
     #[inline(always)]

@@ -62,6 +62,12 @@ pub trait Translate<'m> {
     /// ([`piece`](Self::piece) tells).
     fn whole(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>>;
 
+    /// As [`whole`](Self::whole), of what can be told at once: nothing is asked.
+    fn known(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>>;
+
+    /// The same for an indirect table.
+    fn known_table(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>>;
+
     /// The part of the `len` bytes at `at` that lies side by side: ask again for the rest.
     ///
     /// # Errors
@@ -125,6 +131,16 @@ impl<'m> Translate<'m> for Cursor<'m> {
     }
 
     #[inline(always)]
+    fn known(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        Cursor::whole(self, Gpa(at.0), len)
+    }
+
+    #[inline(always)]
+    fn known_table(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        Cursor::whole(self, Gpa(at.0), len)
+    }
+
+    #[inline(always)]
     fn piece(&mut self, at: Iova, len: usize) -> Result<Piece, Fault> {
         let gpa = Gpa(at.0);
         match Cursor::piece(self, gpa, len) {
@@ -173,6 +189,16 @@ impl<'m, T: Translate<'m>> Translate<'m> for &mut T {
     #[inline(always)]
     fn whole(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
         T::whole(self, at, len)
+    }
+
+    #[inline(always)]
+    fn known(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        T::known(self, at, len)
+    }
+
+    #[inline(always)]
+    fn known_table(&mut self, at: Iova, len: usize) -> Option<GuestRange<'m>> {
+        T::known_table(self, at, len)
     }
 
     #[inline(always)]

@@ -410,6 +410,32 @@ impl PacketPool for RxPool {
     }
 
     #[inline(always)]
+    fn finish_all(&self, segments: &mut [Slot], len: u32) {
+        let Some((head, others)) = segments.split_first() else {
+            return;
+        };
+        let head = head.mbuf();
+        let room = u32::from(self.shape.room);
+        let mut last = head;
+        let mut left = len;
+        for segment in others {
+            self.init(last, room, 0);
+            left = left.wrapping_sub(room);
+            last.set_next(Some(segment.mbuf()));
+            last = segment.mbuf();
+        }
+        self.init(last, left, 0);
+        if !others.is_empty() {
+            #[allow(
+                clippy::cast_possible_truncation,
+                reason = "bounded by a frame's length"
+            )]
+            head.set_nb_segs(segments.len() as u16);
+            head.set_pkt_len(len);
+        }
+    }
+
+    #[inline(always)]
     fn rules(&self) -> RxRules {
         // SAFETY: part of the port, which frees its queues before itself (`close`).
         unsafe { self.shared.as_ref() }.rx_rules()

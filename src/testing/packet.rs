@@ -332,6 +332,24 @@ impl PacketPool for FakePool {
         first.total.set(first.total.get() + len);
     }
 
+    fn finish_all(&self, segments: &mut [FakePacket], len: u32) {
+        let mut left = len as usize;
+        let (mut head, mut last) = (segments[0], segments[0]);
+        for (nth, &mut mut segment) in segments.iter_mut().enumerate() {
+            let part = left.min(self.room);
+            assert!(part > 0, "a segment of no bytes");
+            left -= part;
+            let part = u32::try_from(part).unwrap();
+            if nth == 0 {
+                self.finish(&mut segment, part);
+            } else {
+                self.append(&mut head, &mut last, segment, part);
+            }
+            last = segment;
+        }
+        assert_eq!(left, 0, "bytes without a segment");
+    }
+
     fn rules(&self) -> RxRules {
         self.rules
     }

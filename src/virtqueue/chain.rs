@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use crate::memory::{Descriptor, Fault, Gpa, Iova, Piece, Translate};
+use crate::memory::{Descriptor, Fault, Gpa, GuestRange, Iova, Piece, Translate};
 
 /// One buffer of a chain; inside the ring's memory table when the walk gave it, not more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -247,5 +247,78 @@ impl Chain {
             at = Iova(next.ok_or(Fault::Malformed)?);
         }
         Ok(descriptor.len.into())
+    }
+}
+
+/// The most descriptors that a [`ShortWalk`] reads: a table of a frame of 64 KB in pages and some more.
+pub const SHORT_WALK: usize = 32;
+
+/// A walk along a chain whose buffers go where they are needed, without a [`Chain`]. Whatever is not
+/// simple ends it with `None`, and is for [`Ring::walk`](super::Ring::walk).
+pub(super) struct ShortWalk<'w, T, V> {
+    memory: &'w mut T,
+    take: V,
+    /// Descriptors that may be read. A chain that loops has no end in these either.
+    steps: usize,
+    /// Bytes of all buffers.
+    pub(super) bytes: u64,
+}
+
+impl<'w, 'm, T: Translate<'m>, V: FnMut(GuestRange<'m>)> ShortWalk<'w, T, V> {
+    /// At the beginning of a chain; `take` gets its buffers, but for empty ones.
+    #[inline(always)]
+    pub(super) fn new(memory: &'w mut T, take: V) -> Self {
+        Self {
+            memory,
+            take,
+            steps: SHORT_WALK,
+            bytes: 0,
+        }
+    }
+
+    /// The buffer of `descriptor`.
+    #[inline(always)]
+    pub(super) fn buffer(&mut self, descriptor: Descriptor) -> Option<()> {
+        self.steps = self.steps.checked_sub(1)?;
+        let len = descriptor.len as usize;
+        let range = self.memory.known(descriptor.addr, len)?;
+        self.bytes = self.bytes.wrapping_add(len as u64);
+        if len != 0 {
+            (self.take)(range);
+        }
+        Some(())
+    }
+
+    /// The buffers of the table that `outer` names, with the rules of [`Chain::push_table`].
+    #[inline(always)]
+    pub(super) fn table(&mut self, outer: Descriptor, limit: u16, packed: bool) -> Option<()> {
+        let entries = outer.len / Descriptor::SIZE_U32;
+        if entries > u32::from(limit) || !outer.len.is_multiple_of(Descriptor::SIZE_U32) {
+            return None;
+        }
+        let table = self.memory.known_table(outer.addr, outer.len as usize)?;
+        let mut nth = 0_u32;
+        loop {
+            let words = table.descriptor_words(nth as usize)?;
+            let descriptor = if packed {
+                Descriptor::from_packed_words(words)
+            } else {
+                Descriptor::from_words(words)
+            };
+            if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
+                return None;
+            }
+            self.buffer(descriptor)?;
+            let next = nth.wrapping_add(1);
+            let last = if packed {
+                next == entries
+            } else {
+                descriptor.flags & VRING_DESC_F_NEXT == 0
+            };
+            if last {
+                return Some(());
+            }
+            nth = if packed { next } else { descriptor.next.into() };
+        }
     }
 }

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 pub use ahead::{Looked, after_a_miss, look_ahead};
-pub use chain::{Chain, Reserved, Segment};
+pub use chain::{Chain, Reserved, SHORT_WALK, Segment};
 pub use dirty::{QueueLog, RingWrites};
 #[cfg(loom)]
 pub use gate::NoBarrier;

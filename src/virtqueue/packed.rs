@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::chain::ShortWalk;
 use super::dirty::entries;
 use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::split::event_passed;
@@ -358,6 +359,41 @@ impl Ring for PackedRing {
             }
             if last || slots == self.size || nth.wrapping_add(slots) >= self.size {
                 return Walk::Malformed { id, slots };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn walk_short<'m>(
+        &self,
+        nth: u16,
+        memory: &mut impl Translate<'m>,
+        take: impl FnMut(GuestRange<'m>),
+    ) -> Option<Walked> {
+        let mut walk = ShortWalk::new(memory, take);
+        let mut slots = 0_u16;
+        loop {
+            let nth = nth.wrapping_add(slots);
+            if nth >= self.size {
+                return None;
+            }
+            let at = self.at(nth);
+            let descriptor = self.descriptors.get(at.index())?;
+            if !is_available(descriptor.flags, at) {
+                return None;
+            }
+            slots = slots.wrapping_add(1);
+            if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
+                walk.table(descriptor, self.size, true)?;
+            } else {
+                walk.buffer(descriptor)?;
+            }
+            if descriptor.flags & VRING_DESC_F_NEXT == 0 {
+                return Some(Walked {
+                    id: descriptor.next,
+                    slots,
+                    bytes: walk.bytes,
+                });
             }
         }
     }

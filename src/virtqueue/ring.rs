@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use super::packed::PackedView;
 use super::split::SplitView;
 use super::{Chain, PackedRing, RingWrites, SplitRing};
-use crate::memory::{Descriptor, Translate};
+use crate::memory::{Descriptor, GuestRange, Translate};
 
 /// A running ring of either layout.
 #[derive(Debug)]
@@ -115,6 +115,16 @@ pub trait Ring {
     /// Appends the buffers of the chain at the `nth` slot to `chain`. Those before a fault stay
     /// there.
     fn walk<'m>(&self, nth: u16, chain: &mut Chain, memory: &mut impl Translate<'m>) -> Walk;
+
+    /// The same for a chain of at most [`SHORT_WALK`](super::SHORT_WALK) descriptors, each buffer of
+    /// which lies side by side and is known: `take` gets them, but for empty ones. `None`: it is none of
+    /// these, whatever it is, and what `take` got means nothing.
+    fn walk_short<'m>(
+        &self,
+        nth: u16,
+        memory: &mut impl Translate<'m>,
+        take: impl FnMut(GuestRange<'m>),
+    ) -> Option<Walked>;
 
     /// Takes the next `slots` slots.
     fn take(&mut self, slots: u16);

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::chain::ShortWalk;
 use super::dirty::entries;
 use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::{
@@ -14,8 +15,8 @@ use super::{
     VRING_DESC_F_NEXT, VRING_USED_F_NO_NOTIFY,
 };
 use crate::memory::{
-    AreaError, Descriptor, Fault, GuestTable, GuestTableEntries, GuestU16s, GuestU16sRun,
-    GuestUsed, GuestUsedRun, GuestWord, MemoryTable, Translate, Uva,
+    AreaError, Descriptor, Fault, GuestRange, GuestTable, GuestTableEntries, GuestU16s,
+    GuestU16sRun, GuestUsed, GuestUsedRun, GuestWord, MemoryTable, Translate, Uva,
 };
 
 /// A split ring that the device side has taken up.
@@ -290,6 +291,36 @@ impl Ring for SplitRing {
             index = descriptor.next;
         }
         malformed
+    }
+
+    #[inline(always)]
+    fn walk_short<'m>(
+        &self,
+        nth: u16,
+        memory: &mut impl Translate<'m>,
+        take: impl FnMut(GuestRange<'m>),
+    ) -> Option<Walked> {
+        let id = self.head(nth);
+        let table = self.table.entries();
+        let mut walk = ShortWalk::new(memory, take);
+        let mut index = id;
+        loop {
+            let descriptor = table.get(index)?;
+            if descriptor.flags & VRING_DESC_F_INDIRECT != 0 {
+                walk.table(descriptor, self.size, false)?;
+                break;
+            }
+            walk.buffer(descriptor)?;
+            if descriptor.flags & VRING_DESC_F_NEXT == 0 {
+                break;
+            }
+            index = descriptor.next;
+        }
+        Some(Walked {
+            id,
+            slots: 1,
+            bytes: walk.bytes,
+        })
     }
 
     #[inline(always)]

@@ -693,3 +693,90 @@ fn a_burst_that_is_used_in_order_comes_back_in_one_entry() {
         }
     }
 }
+
+#[test]
+fn chains_of_any_number_of_buffers_arrive_in_one_burst() {
+    let mut driver = modern(1024).packet_room(1000);
+    let mut frames = Vec::new();
+    for (seed, parts) in (0..).zip([2, 31, 32, 33, 2, 1, 1, 40, 3, 1, 32, 32, 32, 32, 32, 5]) {
+        let frame = Frame::new(parts + 1500, seed);
+        let buffers = cut(&driver.with_header(&frame), &vec![1; parts - 1]);
+        if seed % 2 == 0 {
+            driver.offer(&buffers);
+        } else {
+            let table = driver.indirect(&buffers);
+            driver.offer(&[table]);
+        }
+        frames.push(frame);
+    }
+    assert_eq!(driver.dequeue(32), frames);
+    assert_eq!(driver.used().len(), frames.len());
+    assert_eq!(driver.pool.live(), 0);
+}
+
+#[test]
+fn a_burst_of_chains_ends_where_it_should_and_goes_on_there() {
+    for burst in [1, 2, 3, 7, 31] {
+        let mut driver = modern(64).packet_room(1000);
+        for round in 0..40 {
+            let frames: Vec<_> = (0..10)
+                .map(|nth| Frame::new(1 + usize::from(nth) * 700, round ^ nth))
+                .collect();
+            let mut heads = Vec::new();
+            for frame in &frames {
+                let bytes = driver.with_header(frame);
+                heads.push(driver.offer(&cut(&bytes, &[12])));
+            }
+            let mut received = Vec::new();
+            while received.len() < frames.len() {
+                let more = driver.dequeue(burst);
+                assert_eq!(more.len(), burst.min(frames.len() - received.len()));
+                received.extend(more);
+            }
+            assert_eq!(received, frames);
+            let used = heads.into_iter().map(|head| Used {
+                head: head.into(),
+                len: 0,
+            });
+            assert_eq!(driver.used(), used.collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn a_bad_chain_among_good_ones_is_dropped_alone() {
+    let mut driver = modern(64);
+    let frames: Vec<_> = (0..6).map(|seed| Frame::new(2000, seed)).collect();
+    for (nth, frame) in frames.iter().enumerate() {
+        match nth {
+            2 => driver.offer(&[Buffer::readable(12), Buffer::readable(64).at(UNMAPPED)]),
+            3 => driver.offer(&[Buffer::readable(5), Buffer::readable(7)]),
+            4 => driver.offer(&vec![Buffer::readable(70_000); 4]),
+            _ => 0,
+        };
+        let bytes = driver.with_header(frame);
+        driver.offer(&cut(&bytes, &[12, 1000]));
+    }
+    assert_eq!(driver.dequeue(32), frames);
+    assert_eq!(driver.used().len(), 9);
+    assert_eq!(driver.counted(bad_desc), 1);
+    assert_eq!(driver.counted(short), 1);
+    assert_eq!(driver.counted(|c| &c.drop_oversize), 1);
+}
+
+#[test]
+fn long_frames_arrive_as_far_as_the_pool_goes() {
+    let mut driver = modern(64).packet_room(1000);
+    let frames = [1, 2, 3, 4].map(|seed| Frame::new(2500, seed));
+    for frame in &frames {
+        let bytes = driver.with_header(frame);
+        driver.offer(&cut(&bytes, &[12, 700]));
+    }
+    driver.pool.limit(8);
+    assert_eq!(driver.dequeue(32), frames[..2]);
+    assert_eq!(driver.used().len(), 3);
+    assert_eq!(driver.counted(|c| &c.drop_no_mbuf), 1);
+    assert_eq!(driver.counted(|c| &c.mbuf_alloc_failed), 1);
+    assert_eq!(driver.dequeue(32), frames[3..]);
+    assert_eq!(driver.pool.live(), 0);
+}
