@@ -20,6 +20,7 @@ use crate::log::PORT;
 
 use copies::Copies;
 use mappings::Mappings;
+use registry::Entry;
 pub use registry::{OpenError, open};
 
 /// An engine may halt so often...
@@ -141,6 +142,8 @@ pub struct Channel {
     patience: Duration,
     mappings: Mappings,
     inner: Mutex<Inner>,
+    /// Last, so that nobody opens the engine again before it is gone.
+    entry: Option<Entry>,
 }
 
 impl std::fmt::Debug for Channel {
@@ -169,6 +172,7 @@ impl Channel {
                 nudged: None,
                 halted: None,
             }),
+            entry: None,
         }
     }
 

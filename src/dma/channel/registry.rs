@@ -1,7 +1,8 @@
 //! The engines of this process, by name.
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use super::super::Engine;
 use super::Channel;
@@ -20,20 +21,56 @@ pub enum OpenError {
     Failed,
 }
 
+/// An engine that is open, or on its way out.
+#[derive(Debug)]
+struct Open {
+    name: String,
+    number: u64,
+    channel: Weak<Channel>,
+}
+
 /// The engines of this process that are in use, and the names of those that have died.
 #[derive(Debug, Default)]
 struct Registry {
-    open: Vec<(String, Weak<Channel>)>,
+    open: Vec<Open>,
+    last: u64,
     dead: Vec<String>,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     open: Vec::new(),
+    last: 0,
     dead: Vec::new(),
 });
+/// An engine has gone.
+static GONE: Condvar = Condvar::new();
+/// How long one may take to go: longer than a thread gets to end a copy.
+const GOES: Duration = Duration::from_secs(3);
 
 fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The place of an engine in the registry, until the engine is stopped and closed.
+#[derive(Debug)]
+pub(super) struct Entry(u64);
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        registry().open.retain(|open| open.number != self.0);
+        GONE.notify_all();
+    }
+}
+
+/// Waits for engines that are on their way out: to open one of them, or one of the same device, would
+/// fail now, or be undone by their last reset.
+fn settle(registry: MutexGuard<'static, Registry>) -> MutexGuard<'static, Registry> {
+    let going = |registry: &mut Registry| {
+        let mut open = registry.open.iter();
+        open.any(|open| open.channel.strong_count() == 0)
+    };
+    let settled = GONE.wait_timeout_while(registry, GOES, going);
+    settled.unwrap_or_else(PoisonError::into_inner).0
 }
 
 /// Whether two names are of one engine, or of an engine and of a part of it, which is behind `#`.
@@ -60,23 +97,35 @@ pub fn open(
     name: &str,
     make: impl FnOnce() -> Result<Box<dyn Engine>, OpenError>,
 ) -> Result<Arc<Channel>, OpenError> {
+    let find = |registry: &Registry| {
+        let known = registry.open.iter().find(|open| open.name == name);
+        known.and_then(|open| open.channel.upgrade())
+    };
     let mut registry = registry();
-    registry
-        .open
-        .retain(|(_, channel)| channel.strong_count() != 0);
-    let known = registry.open.iter().find(|(known, _)| known == name);
-    if let Some(channel) = known.and_then(|(_, channel)| channel.upgrade()) {
+    if let Some(channel) = find(&registry) {
         return Ok(channel);
     }
-    if let Some((known, _)) = registry.open.iter().find(|(known, _)| overlap(known, name)) {
+    registry = settle(registry);
+    // Somebody else may have waited, too.
+    if let Some(channel) = find(&registry) {
+        return Ok(channel);
+    }
+    if let Some(open) = registry.open.iter().find(|open| overlap(&open.name, name)) {
+        let known = &open.name;
         return Err(OpenError::Busy(format!("it is in use here as {known}")));
     }
     if registry.dead.iter().any(|dead| overlap(dead, name)) {
         return Err(OpenError::Failed);
     }
-    let channel = Arc::new(Channel::new(name, make()?));
-    registry
-        .open
-        .push((name.to_owned(), Arc::downgrade(&channel)));
+    let mut channel = Channel::new(name, make()?);
+    registry.last += 1;
+    channel.entry = Some(Entry(registry.last));
+    let channel = Arc::new(channel);
+    let open = Open {
+        name: name.to_owned(),
+        number: registry.last,
+        channel: Arc::downgrade(&channel),
+    };
+    registry.open.push(open);
     Ok(channel)
 }

@@ -48,6 +48,36 @@ fn a_dead_engine_is_not_opened_again() {
 }
 
 #[test]
+fn an_engine_that_goes_is_gone_before_it_is_opened_again() {
+    let (engine, faults) = Faulty::new(SimEngine::new(4));
+    let first = open("goes", || Ok(Box::new(engine))).unwrap();
+    let going = Arc::downgrade(&first);
+    let held = faults.lock().unwrap(); // it cannot be halted
+    let closer = std::thread::spawn(move || drop(first));
+    while going.strong_count() != 0 {
+        std::thread::yield_now();
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    let opener = std::thread::spawn({
+        let faults = Arc::clone(&faults);
+        move || {
+            let make = || {
+                let halted = faults.try_lock().is_ok_and(|faults| faults.halted);
+                tell.send(halted).unwrap();
+                Ok(Box::new(SimEngine::new(4)) as Box<dyn Engine>)
+            };
+            open("goes", make).map(drop)
+        }
+    });
+    let early = told.recv_timeout(Duration::from_millis(50));
+    assert!(early.is_err(), "it was opened while the old one was there");
+    drop(held);
+    assert_eq!(told.recv(), Ok(true));
+    assert!(opener.join().unwrap().is_ok());
+    closer.join().unwrap();
+}
+
+#[test]
 fn an_engine_and_its_parts_are_not_open_together() {
     let make = || Ok(Box::new(SimEngine::new(4)) as Box<dyn Engine>);
     let busy = |name| match open(name, make) {
