@@ -65,7 +65,7 @@ const UNSAFE: &[&str] = &[
     "memory/region.rs",
     "memory/uffd.rs",
     "dma/dmadev.rs",
-    "dma/dmadev/library.rs",
+    "dma/dmadev/",
     "dma/mod.rs",
     "dma/flight.rs",
     "dma/flight/tests.rs",
