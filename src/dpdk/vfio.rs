@@ -49,10 +49,11 @@ pub fn open(bdf: &CStr) -> Result<Option<OwnedFd>, c_int> {
     }
 }
 
-/// Gives a device back. EAL closes the descriptor.
-pub fn close(bdf: &CStr, device: OwnedFd) {
+/// Gives a device back. EAL closes the descriptor; whether it certainly has.
+pub fn close(bdf: &CStr, device: OwnedFd) -> bool {
+    let device = device.into_raw_fd();
     // SAFETY: two strings that live through the call, and a descriptor that is EAL's from now on.
-    unsafe { rte_vfio_release_device(PCI_DEVICES.as_ptr(), bdf.as_ptr(), device.into_raw_fd()) };
+    unsafe { rte_vfio_release_device(PCI_DEVICES.as_ptr(), bdf.as_ptr(), device) == 0 }
 }
 
 fn errno_or(otherwise: c_int) -> c_int {

@@ -133,10 +133,8 @@ impl Container for EalContainer {
         }
     }
 
-    fn close(&self, bdf: &str, device: OwnedFd) {
-        if let Ok(bdf) = name(bdf) {
-            vfio::close(&bdf, device);
-        }
+    fn close(&self, bdf: &str, device: OwnedFd) -> bool {
+        name(bdf).is_ok_and(|bdf| vfio::close(&bdf, device))
     }
 
     fn map(&self, va: usize, len: usize) -> io::Result<Vec<Piece>> {

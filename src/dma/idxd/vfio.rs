@@ -60,6 +60,8 @@ pub struct Dsa<F: Function> {
     queue_stride: usize,
     /// One bit for each queue that somebody has.
     taken: u64,
+    /// Those of them that could not be stopped. They have no portal any more.
+    left: u64,
 }
 
 /// A device that its queues share.
@@ -112,6 +114,7 @@ impl<F: Function> Dsa<F> {
             queue_config: field(offsets, 16, 16) as usize * 0x100,
             queue_stride: 32 << field(wqcap, 24, 4),
             taken: 0,
+            left: 0,
         };
         let group_config = field(offsets, 0, 16) as usize * 0x100;
         device.command(Command::ResetDevice, 0)?;
@@ -223,10 +226,14 @@ impl<F: Function> Dsa<F> {
         let mask = 1 << (queue % 16) | (queue / 16) << 16;
         let stopped = self.command(Command::AbortQueue, mask).is_ok()
             && self.command(Command::DisableQueue, mask).is_ok();
-        // The others have to do without the device, too: it does not obey.
-        let stopped = stopped || self.function.reset() || self.function.release();
-        if stopped {
-            self.taken &= !(1 << queue);
+        // The others have to do without the device, too: it does not obey. The kernel has it back only
+        // when no portal is mapped any more.
+        let bit = 1 << queue;
+        let others = self.taken & !self.left & !bit;
+        let stopped = stopped || self.function.reset() || (others == 0 && self.function.release());
+        match stopped {
+            true => self.taken &= !bit,
+            false => self.left |= bit,
         }
         stopped
     }

@@ -153,6 +153,8 @@ pub struct Device {
     registers: Option<Bar>,
     file: Option<File>,
     can_reset: bool,
+    /// Whether it was certainly released.
+    is_back: bool,
 }
 
 impl Device {
@@ -171,6 +173,7 @@ impl Device {
             container,
             registers: None,
             can_reset: false,
+            is_back: false,
             file: Some(file),
         };
         device.can_reset = match &device.file {
@@ -238,9 +241,9 @@ impl Function for Device {
     fn release(&mut self) -> bool {
         self.registers = None;
         if let Some(file) = self.file.take() {
-            self.container.close(&self.bdf, OwnedFd::from(file));
+            self.is_back = self.container.close(&self.bdf, OwnedFd::from(file));
         }
-        true
+        self.is_back
     }
 }
 

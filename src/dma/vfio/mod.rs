@@ -33,8 +33,8 @@ pub trait Container: Send + Sync {
     /// `NotFound`: it is not bound to VFIO. Anything else: the system refused.
     fn open(&self, bdf: &str) -> io::Result<OwnedFd>;
 
-    /// Closes it: the kernel takes the right to read and write memory from it.
-    fn close(&self, bdf: &str, device: OwnedFd);
+    /// Closes it: the kernel takes the right to read and write memory from it. Whether that is sure.
+    fn close(&self, bdf: &str, device: OwnedFd) -> bool;
 
     /// Lets the devices reach `len` bytes at `va`, whole pages. The same range may be mapped again;
     /// each [`unmap`](Self::unmap) undoes one of them.

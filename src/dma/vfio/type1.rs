@@ -223,12 +223,13 @@ impl Container for Type1 {
         device
     }
 
-    fn close(&self, bdf: &str, device: OwnedFd) {
+    fn close(&self, bdf: &str, device: OwnedFd) -> bool {
         let mut state = self.state();
         // In this order: a group stays busy while it has an open device.
         drop(device);
         state.devices.remove(bdf);
         self.leave(&mut state);
+        true
     }
 
     fn map(&self, va: usize, len: usize) -> io::Result<Vec<Piece>> {

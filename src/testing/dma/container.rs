@@ -105,7 +105,9 @@ impl Container for FakeContainer {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    fn close(&self, _: &str, _: OwnedFd) {}
+    fn close(&self, _: &str, _: OwnedFd) -> bool {
+        true
+    }
 
     fn map(&self, va: usize, len: usize) -> io::Result<Vec<Piece>> {
         self.change();

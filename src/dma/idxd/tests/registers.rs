@@ -176,6 +176,25 @@ fn an_error_that_the_device_tells_of_ends_the_queue() {
 }
 
 #[test]
+fn a_device_is_given_back_only_with_its_last_portal() {
+    let host = Host::new();
+    let dsa = host.start().unwrap();
+    let mut first = host.take(&dsa, 0).unwrap();
+    let mut second = host.take(&dsa, 1).unwrap();
+    host.model.hold();
+    first.burst(2);
+    second.burst(2);
+    host.device.fault(DsaDeviceFault::Hang(9));
+    host.device.fault(DsaDeviceFault::NoFunctionReset);
+
+    assert_eq!(first.queue.halt(), Halted::Unproven);
+    assert_eq!(second.queue.halt(), Halted::Proven);
+
+    host.model.go();
+    assert!(!second.arrived(0));
+}
+
+#[test]
 fn a_queue_that_does_not_abort_is_stopped_with_the_function() {
     let host = Host::new();
     let dsa = host.start().unwrap();
