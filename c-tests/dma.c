@@ -198,6 +198,8 @@ engines_are_opened_at_start(void)
 		result = start_with("[txq0@" SKELETON "]");
 		CHECK(result == 0, "one that is there: %d", result);
 	}
+	result = start_with("[txq0@" SKELETON "+sw],dma-ring-size=1000000");
+	CHECK(result == 0, "more copies than any can have: %d", result);
 	result = start_with("[rxq0@" SKELETON ";txq0@" SKELETON "#0]");
 	CHECK(result == -EBUSY, "one by two names: %d", result);
 	id = rte_dma_get_dev_id_by_name(SKELETON);

@@ -14,6 +14,7 @@ use super::DevargsError;
 const DEFAULT_THRESHOLD: u32 = 1024;
 /// Copies that an engine can have, unless `dma-ring-size` says otherwise.
 const DEFAULT_RING_SIZE: u32 = 4096;
+/// More than any engine can have.
 const MAX_RING_SIZE: u32 = 65536;
 const MAX_NAME: usize = 63;
 
@@ -133,9 +134,9 @@ pub(super) fn parse(
     let ring_size = match ring_size {
         None => DEFAULT_RING_SIZE,
         Some((key, text)) => decimal(text)
-            .filter(|size| (1..=MAX_RING_SIZE).contains(size))
-            .map(u32::next_power_of_two)
-            .ok_or_else(|| bad(key, text, "a number of copies from 1 to 65536 is allowed"))?,
+            .filter(|&size| size != 0)
+            .map(|size| size.min(MAX_RING_SIZE).next_power_of_two())
+            .ok_or_else(|| bad(key, text, "a number of copies is allowed, at least 1"))?,
     };
     if lists.is_empty() {
         return Ok(None);

@@ -160,10 +160,14 @@ fn thresholds_and_ring_sizes_are_numbers() {
         assert!(text.starts_with(&format!("dmathr={value}: ")), "{text}");
     }
     for key in ["dma-ring-size", "dma_ring_size"] {
-        for value in ["", "0", "x", "65537", "-1"] {
+        for value in ["", "0", "x", "-1", "4294967296"] {
             let text = refused(&format!("{key}={value}"));
             assert!(text.starts_with(&format!("{key}={value}: ")), "{text}");
         }
+    }
+    for (size, rounded) in [("1", 1), ("33", 64), ("65536", 65536), ("1000000", 65536)] {
+        let config = parsed(&format!("dmas=[txq0@a],dma-ring-size={size}"));
+        assert_eq!(config.ring_size, rounded);
     }
     assert_eq!(parsed("dmas=[txq0@a],dmathr=0").threshold, 0);
     assert!(refused("dma-ring-size=1,dma_ring_size=2").contains("given twice"));
