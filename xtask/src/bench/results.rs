@@ -150,43 +150,61 @@ pub(super) struct Comparison {
     pub(super) noisy: bool,
 }
 
+/// Which runs of both drivers are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Quiet,
+    Noisy,
+    Any,
+}
+
+impl Kind {
+    fn has(self, sample: &Sample) -> bool {
+        match self {
+            Self::Quiet => !sample.noisy,
+            Self::Noisy => sample.noisy,
+            Self::Any => true,
+        }
+    }
+}
+
 impl Runs {
-    fn of(&self, side: Side, place: Place, noisy: bool) -> Vec<Sample> {
+    fn of(&self, side: Side, place: Place, kind: Kind) -> Vec<Sample> {
         let samples = match side {
             Side::Base => &self.base,
             Side::Ours => &self.ours,
         };
         let samples = samples.iter().filter(|sample| sample.place == place);
-        samples
-            .filter(|sample| sample.noisy == noisy)
-            .copied()
-            .collect()
+        samples.filter(|sample| kind.has(sample)).copied().collect()
+    }
+
+    /// How many runs of a kind the driver with fewer of them has in one place.
+    fn of_both(&self, place: Place, kind: Kind) -> usize {
+        let count = |side| self.of(side, place, kind).len();
+        count(Side::Base).min(count(Side::Ours))
     }
 
     /// How many quiet runs the driver with fewer of them has in one place.
     pub(super) fn comparable(&self, place: Place) -> usize {
-        let count = |side| self.of(side, place, false).len();
-        count(Side::Base).min(count(Side::Ours))
+        self.of_both(place, Kind::Quiet)
+    }
+
+    /// The quietest kind of which both drivers have runs: a quiet one of the one says nothing beside
+    /// noisy ones of the other.
+    fn kind(&self, place: Place) -> Kind {
+        let has = |kind: &Kind| self.of_both(place, *kind) != 0;
+        let kinds = [Kind::Quiet, Kind::Noisy];
+        kinds.into_iter().find(has).unwrap_or(Kind::Any)
     }
 
     /// Compares where both drivers were measured most often.
     pub(super) fn compare(&self, mode: Mode) -> Option<Comparison> {
         let place = Place::ALL.into_iter().rev().max_by_key(|&place| {
-            let noisy = |side| self.of(side, place, true).len();
-            (
-                self.comparable(place),
-                noisy(Side::Base).min(noisy(Side::Ours)),
-            )
+            let count = |kind| self.of_both(place, kind);
+            (count(Kind::Quiet), count(Kind::Noisy), count(Kind::Any))
         })?;
-        let mut any_noisy = false;
-        let mut summary = |side| {
-            let mut samples = self.of(side, place, false);
-            if samples.is_empty() {
-                any_noisy = true;
-                samples = self.of(side, place, true);
-            }
-            summarize(mode, &samples)
-        };
+        let kind = self.kind(place);
+        let summary = |side| summarize(mode, &self.of(side, place, kind));
         let (base, ours) = (summary(Side::Base)?, summary(Side::Ours)?);
         // A processor that somebody else had all the time moved nothing.
         if base.value <= 0.0 || ours.value <= 0.0 {
@@ -201,7 +219,7 @@ impl Runs {
             base,
             ours,
             ratio,
-            noisy: any_noisy,
+            noisy: kind != Kind::Quiet,
         })
     }
 }
@@ -376,6 +394,29 @@ mod tests {
 
         assert_eq!(one, Some(2.0));
         assert_eq!(two, Some(75.0 / 36.0));
+    }
+
+    #[test]
+    fn quiet_runs_are_not_compared_with_noisy_ones() {
+        let quiet = sample(Place::Near, 70.0, 72.0, false);
+        let noisy = |low| sample(Place::Near, low, low, true);
+        let with = |ours| {
+            let base = vec![quiet, noisy(90.0)];
+            let compared = Runs { base, ours }.compare(Mode::OneCore);
+            compared.map(|compared| (compared.ratio, compared.noisy))
+        };
+
+        assert_eq!(with(vec![noisy(45.0)]), Some((2.0, true)));
+        assert_eq!(with(vec![noisy(45.0), quiet]), Some((1.0, false)));
+        let all_quiet = Runs {
+            base: vec![quiet],
+            ours: vec![noisy(140.0)],
+        };
+        let compared = all_quiet.compare(Mode::OneCore);
+        assert_eq!(
+            compared.map(|compared| (compared.ratio, compared.noisy)),
+            Some((0.5, true))
+        );
     }
 
     #[test]
