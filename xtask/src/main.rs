@@ -6,6 +6,7 @@ mod bench;
 mod command;
 mod demo;
 mod fuzz;
+mod hot_code;
 mod panic_free;
 mod setup;
 mod stages;
@@ -30,7 +31,7 @@ usage: cargo xtask COMMAND
                         our driver and another in turn: cycles per packet, packets per second
   fuzz [TARGET]... [--seconds N]
                         the fuzz targets, 20 s each; new inputs stay in target/fuzz/corpus
-  panic-free [FILE]     looks for calls that can panic in the plugin's burst bodies
+  panic-free [FILE]     looks for panics, locks and divisions in the plugin's burst bodies
   ci                    what CI runs: test
 
 NET_VHOST_PLUGIN=PATH|stock   demo, test and bench use this driver instead of the one they build

@@ -63,7 +63,7 @@ pub(crate) const STAGES: [Stage; 12] = [
     },
     Stage {
         name: "panic-free",
-        what: "no burst can reach a panic",
+        what: "no burst can reach a panic, a lock or a division",
         slow: false,
         run: panic_free_bursts,
     },
