@@ -26,7 +26,7 @@ pub use registry::{OpenError, open};
 /// An engine may halt so often...
 const RECOVERIES: usize = 3;
 /// ...in this time.
-const RECOVERY_PERIOD: Duration = Duration::from_secs(10);
+const RECOVERY_PERIOD_MS: u64 = 10_000;
 /// How often a burst looks for the lock of an engine before it does without.
 const SPINS: u32 = 2000;
 
@@ -35,8 +35,10 @@ struct Inner {
     engine: ManuallyDrop<Box<dyn Engine>>,
     copies: Copies,
     users: Vec<Option<Arc<Board>>>,
+    /// Milliseconds since the beginning, as the watchdog told it last: bursts do not ask for it.
+    clock: u64,
     /// The last ones.
-    recoveries: [Option<Instant>; RECOVERIES],
+    recoveries: [Option<u64>; RECOVERIES],
     /// Reports when the watchdog looked last, and since when there were no others.
     watched: Option<(u64, Instant)>,
     /// When the engine was told of its copies again, and reports until then.
@@ -105,20 +107,16 @@ impl Inner {
         }
         match health {
             Health::Running => None,
-            Health::Halted => self.recover_now(),
+            Health::Halted => self.recover(),
             Health::Dead => Some("it does not answer, or makes no sense"),
         }
     }
 
-    /// Bursts ask for the time only here.
     #[cold]
     #[inline(never)]
-    fn recover_now(&mut self) -> Option<&'static str> {
-        self.recover(Instant::now())
-    }
-
-    fn recover(&mut self, now: Instant) -> Option<&'static str> {
-        let recent = |then| now.saturating_duration_since(then) < RECOVERY_PERIOD;
+    fn recover(&mut self) -> Option<&'static str> {
+        let now = self.clock;
+        let recent = |then: u64| now.saturating_sub(then) < RECOVERY_PERIOD_MS;
         let place = self
             .recoveries
             .iter_mut()
@@ -139,6 +137,7 @@ impl Inner {
 pub struct Channel {
     name: String,
     dead: AtomicBool,
+    born: Instant,
     max_copy: u32,
     patience: Duration,
     mappings: Mappings,
@@ -159,6 +158,7 @@ impl Channel {
         Self {
             name: name.to_owned(),
             dead: AtomicBool::new(false),
+            born: Instant::now(),
             max_copy: engine.max_copy().max(1),
             patience: engine.patience(),
             mappings: Mappings::new(engine.reach()),
@@ -166,6 +166,7 @@ impl Channel {
                 copies: Copies::new(engine.depth()),
                 engine: ManuallyDrop::new(engine),
                 users: Vec::new(),
+                clock: 0,
                 recoveries: [None; RECOVERIES],
                 watched: None,
                 nudged: None,
@@ -314,6 +315,8 @@ impl Channel {
         let Some(mut inner) = self.lock_soon(1) else {
             return;
         };
+        let age = now.saturating_duration_since(self.born);
+        inner.clock = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         if inner.copies.outstanding() == 0 {
             inner.watched = None;
             return;
@@ -357,7 +360,7 @@ impl Channel {
         inner.nudged = Some((inner.copies.reported, now));
         let why = match inner.engine.nudge() {
             Health::Running => None,
-            Health::Halted => inner.recover(now),
+            Health::Halted => inner.recover(),
             Health::Dead => Some("it does not answer, or makes no sense"),
         };
         if let Some(why) = why {
