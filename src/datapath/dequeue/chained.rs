@@ -136,18 +136,17 @@ fn ask_for<const F: u32>(buffer: GuestRange<'_>, missing: &mut usize) {
     }
 }
 
-/// How many times `room` holds `len` bytes.
+/// How many times `room` there must be for `len` bytes; when that is more than a pass fills, so many and
+/// one more. A few additions are quicker than the division.
 #[inline(always)]
 fn in_rooms(len: usize, room: usize) -> usize {
-    if len <= room {
-        return 1;
+    let mut rooms = 1;
+    let mut held = room;
+    while held < len && rooms <= SEGMENTS {
+        held += room;
+        rooms += 1;
     }
-    // A frame of MAX_FRAME and a room of 16 bits: the division of 32 bits is quicker.
-    let (len, room) = (narrow(len), narrow(room));
-    let rounded = len.wrapping_add(room).wrapping_sub(1);
-    rounded
-        .checked_div(room)
-        .map_or(usize::MAX >> 1, |rooms| rooms as usize)
+    rooms
 }
 
 /// Copies the frame in `buffers` to `segments`, which have room for it; its header, when the driver may
