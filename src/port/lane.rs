@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -39,31 +39,42 @@ pub(super) type TxLane = Lane<Enqueue<TxRelease>>;
 /// An rx queue with engines.
 pub(super) type RxLane = Lane<Dequeue<RxPool>>;
 
+/// What decides how a virtqueue is given its engines. Control threads only.
+#[derive(Default)]
+struct Setup {
+    /// From the first start of the port on.
+    channels: Vec<Arc<Channel>>,
+    /// Engines may not touch the guest's memory just now.
+    suspended: bool,
+    /// A virtqueue that nobody polls any more: an engine that cannot be stopped has chains of it.
+    held: Option<Virtqueue>,
+}
+
 /// A queue with engines.
 pub(super) struct Lane<W: Work> {
     gate: SharedGate<Offloaded<W>>,
-    /// From the first start of the port on.
-    channels: Mutex<Vec<Arc<Channel>>>,
+    /// Whoever takes the virtqueue out, puts one in or changes it has this all the time: the session's
+    /// thread must not find the lane empty while the one that starts the port gives the virtqueue its
+    /// engines. It comes before the gate and the locks of engines; no lcore, engine or ticker takes it,
+    /// and the application is told of nothing meanwhile.
+    setup: Mutex<Setup>,
     threshold: u32,
     /// The queue while it is set up; changed only while nobody is in the gate.
     queue: AtomicPtr<W::Queue>,
     /// Packets under way, as of the last look.
     under_way: AtomicU32,
     kept: W::Kept,
-    /// Engines may not touch the guest's memory just now.
-    suspended: AtomicBool,
 }
 
 impl<W: Work> Lane<W> {
     pub(super) fn new(threshold: u32) -> Self {
         Self {
             gate: SharedGate::default(),
-            channels: Mutex::default(),
+            setup: Mutex::default(),
             threshold,
             queue: AtomicPtr::default(),
             under_way: AtomicU32::new(0),
             kept: W::Kept::default(),
-            suspended: AtomicBool::new(false),
         }
     }
 
@@ -97,49 +108,63 @@ impl<W: Work> Lane<W> {
 
     /// Whether it has its engines.
     pub(super) fn is_equipped(&self) -> bool {
-        !lock(&self.channels).is_empty()
+        !lock(&self.setup).channels.is_empty()
     }
 
     /// Has the engines from now on, also for a virtqueue that is here already.
     pub(super) fn equip(&self, channels: Vec<Arc<Channel>>) {
-        *lock(&self.channels) = channels;
-        self.renew();
+        let mut setup = lock(&self.setup);
+        setup.channels = channels;
+        self.renew(&mut setup);
     }
 
     /// Has no engines for a while, or has them again.
     pub(super) fn suspend(&self, suspended: bool) {
-        self.suspended.store(suspended, Ordering::Relaxed);
-        self.renew();
+        let mut setup = lock(&self.setup);
+        setup.suspended = suspended;
+        self.renew(&mut setup);
     }
 
     /// Has none any more, for virtqueues to come.
     pub(super) fn unequip(&self) {
-        lock(&self.channels).clear();
+        lock(&self.setup).channels.clear();
     }
 
-    fn renew(&self) {
-        if let Some(virtqueue) = self.take() {
-            self.give(virtqueue);
+    fn renew(&self, setup: &mut Setup) {
+        match self.take_out() {
+            // Nobody would know that the engine has some of its chains.
+            Some(virtqueue) if virtqueue.is_held() => setup.held = Some(virtqueue),
+            Some(virtqueue) => self.put_in(virtqueue, setup),
+            None => {}
         }
     }
 
-    /// Takes a virtqueue to work on. One that was there before comes back.
-    pub(super) fn give(&self, virtqueue: Virtqueue) -> Option<Virtqueue> {
-        let channels = lock(&self.channels);
-        let channels = match self.suspended.load(Ordering::Relaxed) {
+    fn put_in(&self, virtqueue: Virtqueue, setup: &Setup) {
+        let channels = match setup.suspended {
             true => &[],
-            false => channels.as_slice(),
+            false => setup.channels.as_slice(),
         };
         let offloaded = Offloaded::new(virtqueue, channels, self.threshold, eal::max_simd_bits());
-        let before = self.take();
         self.gate.install(offloaded);
-        before
     }
 
     /// Empties the queue and takes the virtqueue out.
-    pub(super) fn take(&self) -> Option<Virtqueue> {
+    fn take_out(&self) -> Option<Virtqueue> {
         let offloaded = self.gate.take_after(|offloaded| self.empty(offloaded))?;
+        // What an engine keeps is nobody's to look after.
+        self.under_way.store(0, Ordering::Relaxed);
         Some(offloaded.into_virtqueue())
+    }
+
+    /// Takes a virtqueue to work on. There is none here: the session takes one before it gives another.
+    pub(super) fn give(&self, virtqueue: Virtqueue) {
+        self.put_in(virtqueue, &lock(&self.setup));
+    }
+
+    /// Empties the queue and takes the virtqueue out, or the one that was held.
+    pub(super) fn take(&self) -> Option<Virtqueue> {
+        let mut setup = lock(&self.setup);
+        self.take_out().or_else(|| setup.held.take())
     }
 
     /// Allows something.
@@ -163,6 +188,8 @@ impl<W: Work> Lane<W> {
 
     /// Empties the queue, and runs `job` on its virtqueue.
     pub(super) fn alter(&self, job: &mut dyn FnMut(&mut Virtqueue)) {
+        let mut setup = lock(&self.setup);
+        setup.held.iter_mut().for_each(&mut *job);
         self.gate.with(|offloaded| {
             if let Some(offloaded) = offloaded {
                 self.empty(offloaded);
@@ -362,3 +389,6 @@ impl Work for Dequeue<RxPool> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,8 @@ impl SessionEvents for Port {
             };
             let before = if let Some(lane) = self.rx_lane(index / 2) {
                 vring.show(&virtqueue);
-                lane.give(virtqueue)
+                lane.give(virtqueue);
+                None
             } else {
                 let burst = select_dequeue(&virtqueue, eal::max_simd_bits());
                 vring.install(virtqueue, burst)
@@ -39,7 +40,8 @@ impl SessionEvents for Port {
             };
             if let Some(lane) = self.tx_lane(index / 2) {
                 vring.show(&virtqueue);
-                return lane.give(virtqueue);
+                lane.give(virtqueue);
+                return None;
             }
             let burst = select_enqueue(&virtqueue, eal::max_simd_bits());
             vring.install(virtqueue, burst)
