@@ -27,10 +27,7 @@ impl<T: Copy> Underway<T> {
     pub(super) fn new(virtqueue: &Virtqueue, channels: &[Arc<Channel>], threshold: u32) -> Self {
         let flight = Flight::new(virtqueue.size(), Engines::depth(channels));
         let engines = Engines::new(channels, flight.board(), threshold);
-        for region in virtqueue.memory.regions() {
-            let (start, len) = region.mapping();
-            engines.map(start, len);
-        }
+        engines.reach(&virtqueue.memory);
         Self {
             flight,
             engines,
@@ -84,11 +81,8 @@ impl<T: Copy> Underway<T> {
 
 impl<T: Copy> Drop for Underway<T> {
     fn drop(&mut self) {
-        for region in self.memory.regions() {
-            let (start, len) = region.mapping();
-            self.engines.unmap(start, len);
-        }
         if !self.flight.is_empty() {
+            self.engines.bar_the_dead(&self.memory);
             // An engine may still write there. The packets stay out of their pools, too.
             std::mem::forget(Arc::clone(&self.memory));
         }

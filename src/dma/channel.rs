@@ -181,6 +181,11 @@ impl Channel {
         &self.name
     }
 
+    /// A number that no other channel has at the same time.
+    pub fn id(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     /// Whether the engine will not be used any more.
     #[inline]
     pub fn is_dead(&self) -> bool {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::Halted;
 use super::channel::{Burst, Channel};
 use super::flight::Board;
+use crate::memory::{MemoryTable, Region};
 
 /// An engine and the number by which it knows the queue's flight.
 #[derive(Debug)]
@@ -141,18 +142,53 @@ impl Engines {
         }
     }
 
-    /// Lets all engines reach a mapping of guest memory.
-    pub fn map(&self, start: *const u8, len: usize) {
-        self.lines
-            .iter()
-            .for_each(|line| line.channel.map(start, len));
+    /// Lets the engines that are not dead reach `memory`, until it is unmapped: that may take long, and a
+    /// queue stops and starts with many a message.
+    pub fn reach(&self, memory: &MemoryTable) {
+        self.bar_the_dead(memory);
+        let alive = self.lines.iter().filter(|line| !line.channel.is_dead());
+        for Line { channel, .. } in alive {
+            for region in memory.regions() {
+                region.admit(channel.id(), || Box::new(Reached::new(channel, region)));
+            }
+        }
     }
 
-    /// Undoes [`map`](Self::map).
-    pub fn unmap(&self, start: *const u8, len: usize) {
-        self.lines
-            .iter()
-            .for_each(|line| line.channel.unmap(start, len));
+    /// Takes `memory` away from those that are dead. One that still runs may be stopped by this.
+    pub fn bar_the_dead(&self, memory: &MemoryTable) {
+        let dead = self.lines.iter().filter(|line| line.channel.is_dead());
+        for Line { channel, .. } in dead {
+            for region in memory.regions() {
+                region.evict(|name| name == channel.id());
+            }
+        }
+    }
+}
+
+/// A region that an engine was let into.
+struct Reached {
+    channel: Arc<Channel>,
+    start: usize,
+    len: usize,
+}
+
+impl Reached {
+    fn new(channel: &Arc<Channel>, region: &Region) -> Self {
+        let (start, len) = region.mapping();
+        channel.map(start, len);
+        Self {
+            channel: Arc::clone(channel),
+            start: start.addr(),
+            len,
+        }
+    }
+}
+
+impl Drop for Reached {
+    fn drop(&mut self) {
+        // Only a number to the engine.
+        let start = std::ptr::without_provenance(self.start);
+        self.channel.unmap(start, self.len);
     }
 }
 

@@ -1,11 +1,12 @@
 //! One mapped piece of guest memory.
 
+use std::any::Any;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::{AtomicInteger, FileOffset, MmapRegion, VolatileMemory, mmap::MmapRegionBuilder};
 
@@ -47,6 +48,10 @@ pub enum MapError {
     Mmap(#[from] vm_memory::mmap::MmapRegionError),
 }
 
+/// Somebody who was told where a mapping is, such as a copy engine: a number that names him, and what has
+/// him forget it when it is dropped.
+type Tenant = (usize, Box<dyn Any + Send>);
+
 /// One region of guest memory, mapped shared for reading and writing; unmapped when dropped.
 #[derive(Debug)]
 pub struct Region {
@@ -55,12 +60,15 @@ pub struct Region {
     host: NonNull<u8>,
     /// Where it lies in `mapping`, in bytes.
     lead: usize,
+    /// Who else knows the mapping. They go before it does.
+    tenants: Mutex<Vec<Tenant>>,
     /// Goes before the mapping does.
     _faults: Option<Registration>,
     mapping: MmapRegion,
 }
 
 // SAFETY: `host` points into `mapping`, which is `Send`, moves with it and is never reallocated.
+// The other fields are `Send`, and `Sync`, too.
 unsafe impl Send for Region {}
 // SAFETY: a `Region` gives out its address only as `GuestRange`, which is shared memory by design.
 unsafe impl Sync for Region {}
@@ -190,6 +198,7 @@ impl Region {
             config,
             host,
             lead,
+            tenants: Mutex::default(),
             _faults: faults,
             mapping,
         })
@@ -247,6 +256,25 @@ impl Region {
     /// Begin and length of the mapping, in which the region lies: whole pages.
     pub fn mapping(&self) -> (*const u8, usize) {
         (self.mapping.as_ptr().cast_const(), self.mapping.size())
+    }
+
+    /// Has `admit` tell `name` of the mapping, unless that was done. What it returns is dropped before the
+    /// mapping goes.
+    pub fn admit(&self, name: usize, admit: impl FnOnce() -> Box<dyn Any + Send>) {
+        let mut tenants = self.tenants();
+        if !tenants.iter().any(|(known, _)| *known == name) {
+            tenants.push((name, admit()));
+        }
+    }
+
+    /// Drops it now, for all names for which `which` holds.
+    pub fn evict(&self, which: impl Fn(usize) -> bool) {
+        self.tenants().retain(|(name, _)| !which(*name));
+    }
+
+    fn tenants(&self) -> MutexGuard<'_, Vec<Tenant>> {
+        // After a panic in `admit` there is one entry less.
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Length of the mapping in bytes, whole pages.

@@ -300,6 +300,50 @@ mod tests {
         two_views(&file, length, HUGE + 0x3000, 0x1000_0000);
     }
 
+    /// Tells, when it is dropped, whether there is a mapping at this address still.
+    struct Tenant(usize, std::sync::mpsc::Sender<bool>);
+
+    impl Drop for Tenant {
+        fn drop(&mut self) {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let mapped = maps
+                .lines()
+                .any(|line| line.starts_with(&format!("{:x}-", self.0)));
+            self.1.send(mapped).unwrap();
+        }
+    }
+
+    #[test]
+    fn who_was_told_of_a_mapping_goes_before_it() {
+        let region = region(0, 0, 0x40_0000);
+        let (at, _) = region.mapping();
+        let (sender, told) = std::sync::mpsc::channel();
+        let admit = |name| {
+            let sender = sender.clone();
+            region.admit(name, || Box::new(Tenant(at.addr(), sender)));
+        };
+        for name in [1, 2, 1] {
+            admit(name);
+        }
+        region.evict(|name| name == 1);
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [true]);
+        admit(1);
+        drop(region);
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [true, true]);
+    }
+
+    #[test]
+    fn a_table_shares_files_with_one_of_other_regions() {
+        let (one, other) = (region(0, 0, 0x1000), region(0x1000, 0x1000, 0x1000));
+        let table = |regions: &[&Arc<Region>]| {
+            MemoryTable::new(regions.iter().map(|&region| Arc::clone(region)).collect()).unwrap()
+        };
+        let (first, second, both) = (table(&[&one]), table(&[&other]), table(&[&one, &other]));
+        assert!(first.shares_a_file_with(&both) && both.shares_a_file_with(&second));
+        assert!(!first.shares_a_file_with(&second));
+        assert!(!first.shares_a_file_with(&table(&[])));
+    }
+
     #[test]
     fn a_region_knows_its_file() {
         let (one, other) = (

@@ -335,6 +335,26 @@ fn each_queue_pair_may_advise_listen_and_end() {
 }
 
 #[test]
+fn engines_forget_what_they_know_of_the_memory_before() {
+    let place = Place::new();
+    let (_endpoint, port) = place.serve();
+    let frontend = connect(&place);
+    frontend.share(&[whole(&frontend)]);
+    frontend.start(0..2);
+    port.wait_for(3);
+    let known = Arc::new(());
+    port.poll(0, |virtqueue| {
+        let known = Arc::clone(&known);
+        virtqueue.memory.regions()[0].admit(7, || Box::new(known));
+    });
+    assert_eq!(Arc::strong_count(&known), 2);
+
+    advise(&frontend);
+
+    assert_eq!(Arc::strong_count(&known), 1);
+}
+
+#[test]
 fn what_is_not_negotiated_or_out_of_order_is_refused() {
     let place = Place::new();
     let (endpoint, _port) = place.serve();

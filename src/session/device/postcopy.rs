@@ -36,6 +36,10 @@ impl Device {
         let shared = postcopy.share()?;
         self.postcopy = Some(postcopy);
         self.place.events.postcopy(true);
+        // Nor may engines keep pages that the frontend is about to replace.
+        for region in self.memory.iter().flat_map(|memory| memory.regions()) {
+            region.evict(|_| true);
+        }
         say!(Info, self.iface(), "postcopy begins");
         Ok(shared)
     }

@@ -179,6 +179,8 @@ pub struct Faults {
     pub invented: bool,
     /// Ranges that are mapped.
     pub mappings: i64,
+    /// How often one was.
+    pub maps: u64,
     /// Copies that were given.
     pub staged: u64,
     /// Recoveries that were asked for.
@@ -232,6 +234,7 @@ impl Faults {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         }
         self.mappings += 1;
+        self.maps += 1;
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use crate::dma::channel::Channel;
 use crate::testing::dma::{Fault, Faults, Faulty, SimEngine};
 use crate::testing::{Buffer, FakeDriver, FakePacket, FakePool, Frame, Used};
 use crate::virtio_net::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF};
-use crate::virtqueue::{VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED};
+use crate::virtqueue::{VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, Virtqueue};
 
 /// The most packets of a burst.
 const BURST: usize = 32;
@@ -67,9 +67,14 @@ impl<W: Way> Bench<W> {
         }
     }
 
-    /// With another queue, on the ring where the last one has left it.
+    /// With another queue, on the ring where the last one has left it, in memory that is mapped anew.
     pub(super) fn start_again(&mut self) {
         let virtqueue = self.driver.start();
+        self.start_on(virtqueue);
+    }
+
+    /// With another queue, on a virtqueue that one had before.
+    pub(super) fn start_on(&mut self, virtqueue: Virtqueue) {
         self.queue = Some(Offloaded::new(virtqueue, &self.channels, 1024, 512));
     }
 

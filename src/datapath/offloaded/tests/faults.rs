@@ -51,7 +51,8 @@ both_ways! {
     packets_stay_in_order_whatever_the_engines_do
     a_slow_engine_is_only_slow
     a_drain_empties_the_queue_at_any_fill
-    mappings_come_and_go_with_the_queue
+    memory_is_mapped_once_however_often_the_queue_stops
+    an_unstoppable_engine_is_shut_out_of_memory
 }
 
 fn large_copies_are_the_engines_and_arrive_when_they_have_ended<W: Way>() {
@@ -384,11 +385,44 @@ fn a_drain_empties_the_queue_at_any_fill<W: Way>() {
     }
 }
 
-/// 16: memory that the engine does not reach.
-fn mappings_come_and_go_with_the_queue<W: Way>() {
-    for (bench, faults) in faulty_benches::<W>(|_| {}) {
-        assert!(faults.lock().unwrap().mappings > 0);
+/// 16: memory that the engine does not reach. Pinning a large guest takes long.
+fn memory_is_mapped_once_however_often_the_queue_stops<W: Way>() {
+    for (mut bench, faults) in faulty_benches::<W>(|_| {}) {
+        let maps = || faults.lock().unwrap().maps;
+        let mappings = || faults.lock().unwrap().mappings;
+        let first = maps();
+        assert!(first > 0);
+        for _ in 0..5 {
+            let queue = bench.queue.take().unwrap().into_virtqueue();
+            bench.start_on(queue);
+            bench.start(8, 1500);
+            bench.settle();
+        }
+        assert_eq!((maps(), mappings()), (first, first.cast_signed()));
+        // Another table: all goes, and comes anew.
+        let queue = bench.queue.take().unwrap().into_virtqueue();
+        bench.driver.stop_at(queue);
+        assert_eq!(mappings(), 0);
+        bench.start_again();
+        assert_eq!((maps(), mappings()), (2 * first, first.cast_signed()));
         drop(bench);
+        assert_eq!(mappings(), 0);
+    }
+}
+
+/// 1 and 16: what cannot be stopped is at least shut out of memory, once nobody copies with it.
+fn an_unstoppable_engine_is_shut_out_of_memory<W: Way>() {
+    let set = |faults: &mut Faults| {
+        faults.every = Some(Fault::Lost);
+        faults.unproven = true;
+    };
+    for (mut bench, faults) in faulty_benches::<W>(set) {
+        bench.start(8, 1500);
+        assert!(!bench.drain());
+        let queue = bench.queue.take().unwrap().into_virtqueue();
         assert_eq!(faults.lock().unwrap().mappings, 0);
+        let maps = faults.lock().unwrap().maps;
+        bench.start_on(queue);
+        assert_eq!(faults.lock().unwrap().maps, maps, "not let in again");
     }
 }
