@@ -238,12 +238,11 @@ fn prefetch_all_for_write(dst: *mut u8, len: usize) {
 unsafe fn copy_block<const N: usize>(dst: *mut u8, src: *const u8, at: usize) {
     // SAFETY: inside the source (caller).
     let src = unsafe { src.add(at) };
-    // SAFETY: as above.
-    let block = unsafe { src.cast::<[u8; N]>().read_unaligned() };
     // SAFETY: inside the destination (caller).
     let dst = unsafe { dst.add(at) };
-    // SAFETY: as above.
-    unsafe { dst.cast::<[u8; N]>().write_unaligned(block) };
+    // SAFETY: as above, and the two do not overlap. Of a length that is known this is no call, and
+    // unlike a value that is read and written it never goes over the stack.
+    unsafe { std::ptr::copy_nonoverlapping(src, dst, N) };
 }
 
 /// The first and the last `N` of `len` bytes, which are all when `N <= len <= 2 * N`.
