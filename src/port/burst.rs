@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::Ordering;
 
 use super::packet::{RxPool, Slot};
-use super::queue::{CHECK_IP, RxQueue, SET_TYPE, STRIP_VLAN, TxQueue};
+use super::queue::{CHECK_IP, Polling, RxQueue, SET_TYPE, STRIP_VLAN, TxQueue};
 use super::rarp;
 use super::stats::{VLAN_TAG, add};
 use crate::datapath::{Packet, PacketPool, Tally, ip_checksum_is_right};
@@ -32,13 +32,17 @@ pub(super) unsafe extern "C" fn rx_burst(
     let Some(queue) = (unsafe { RxQueue::from_ptr(queue) }) else {
         return 0;
     };
-    // Loads and compares, which cannot panic.
     // SAFETY: one lcore at a time (caller).
-    if unsafe { queue.is_idle() } {
+    let Some(mut polling) = (unsafe { queue.begin() }) else {
+        return 0;
+    };
+    // Loads and compares, which cannot panic.
+    if queue.is_idle(&mut polling) {
+        polling.leave();
         return 0;
     }
     // SAFETY: the caller's promise.
-    unsafe { receive(queue, packets, count) }
+    unsafe { receive(queue, polling, packets, count) }
 }
 
 /// The rest of [`rx_burst`], apart so that an empty poll has no registers to save.
@@ -47,16 +51,20 @@ pub(super) unsafe extern "C" fn rx_burst(
 ///
 /// As for [`rx_burst`].
 #[inline(never)]
-unsafe fn receive(queue: &RxQueue, packets: *mut *mut rte_mbuf, count: u16) -> u16 {
+unsafe fn receive(
+    queue: &RxQueue,
+    polling: Polling<'_>,
+    packets: *mut *mut rte_mbuf,
+    count: u16,
+) -> u16 {
     // There may be no array then, and a slice is not null.
     if count == 0 {
         return 0;
     }
-    guard::catch(0, || {
+    guard::catch(0, move || {
         // SAFETY: an array of `count` places (caller); a `Slot` may hold anything.
         let out = unsafe { std::slice::from_raw_parts_mut(packets.cast::<Slot>(), count.into()) };
-        // SAFETY: one lcore at a time (caller).
-        let received = unsafe { queue.receive(out) };
+        let received = queue.go_on(polling, out);
         let chores = queue.chores();
         if chores != 0 {
             do_chores(queue, chores, out.get(..received).unwrap_or_default());

@@ -22,11 +22,15 @@ use crate::dpdk::sys::{
     RTE_PKTMBUF_HEADROOM, rte_eth_rxconf, rte_eth_rxq_info, rte_eth_txconf, rte_eth_txq_info,
 };
 use crate::log::PORT;
+use crate::virtqueue::Inside;
 
 /// Rings that the port receives from.
 pub(super) type Dequeue = DequeueBurst<RxPool>;
 /// Rings that the port sends to.
 pub(super) type Enqueue = EnqueueBurst<TxRelease>;
+
+/// An lcore that polls an rx queue.
+pub(super) type Polling<'q> = Inside<'q, Running<Dequeue>>;
 
 /// The smallest useful room in an mbuf: a longer frame has at most 65535 of them.
 const LEAST_ROOM: u16 = 64;
@@ -319,17 +323,36 @@ impl RxQueue {
         }
     }
 
-    /// Whether there is nothing to receive. An empty poll ends here, with few instructions.
+    /// Begins a burst; `None` when the gate is closed.
     ///
     /// # Safety
     ///
     /// One thread at a time polls a queue, as ethdev demands.
     #[inline(always)]
-    pub(super) unsafe fn is_idle(&self) -> bool {
-        let gate = &self.vring().gate;
+    pub(super) unsafe fn begin(&self) -> Option<Polling<'_>> {
         // SAFETY: one thread at a time (caller).
-        let waits = unsafe { gate.enter(|running| running.virtqueue.has_available()) };
+        unsafe { self.vring().gate.begin() }
+    }
+
+    /// Whether there is nothing to receive. An empty poll ends here, with few instructions.
+    #[inline(always)]
+    pub(super) fn is_idle(&self, polling: &mut Polling<'_>) -> bool {
+        let waits = polling.work(|running| running.virtqueue.has_available());
         !waits.unwrap_or(false) && !self.shared().rarp.is_some()
+    }
+
+    /// The rest of the burst: receives packets into `out`; the number of places that were filled.
+    #[inline(always)]
+    pub(super) fn go_on(&self, mut polling: Polling<'_>, out: &mut [Slot]) -> usize {
+        let received = polling.work(|running| {
+            let rarp = self.shared().rarp.is_some();
+            if rarp {
+                return self.receive_rarp(running, out);
+            }
+            self.dequeue(running, out)
+        });
+        polling.leave();
+        received.unwrap_or(0)
     }
 
     /// Receives packets into `out`; the number of places that were filled.
@@ -338,19 +361,10 @@ impl RxQueue {
     ///
     /// One thread at a time polls a queue, as ethdev demands.
     #[inline(always)]
-    pub(super) unsafe fn receive(&self, out: &mut [Slot]) -> usize {
-        let vring = self.vring();
+    unsafe fn receive(&self, out: &mut [Slot]) -> usize {
         // SAFETY: one thread at a time (caller).
-        let received = unsafe {
-            vring.gate.enter(|running| {
-                let rarp = self.shared().rarp.is_some();
-                if rarp {
-                    return self.receive_rarp(running, out);
-                }
-                self.dequeue(running, out)
-            })
-        };
-        received.unwrap_or(0)
+        let polling = unsafe { self.begin() };
+        polling.map_or(0, |polling| self.go_on(polling, out))
     }
 
     /// One burst out of the virtqueue.

@@ -219,6 +219,20 @@ impl<T, B: Barrier> Gate<T, B> {
     /// Only one thread at a time calls this on one gate.
     #[inline(always)]
     pub unsafe fn enter<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+        // SAFETY: the caller's promise.
+        let mut inside = unsafe { self.begin() }?;
+        let result = inside.work(work);
+        inside.leave();
+        result
+    }
+
+    /// As [`enter`](Self::enter), in steps: `None` when the gate is not open.
+    ///
+    /// # Safety
+    ///
+    /// Only one thread at a time is between this call and [`Inside::leave`].
+    #[inline(always)]
+    pub unsafe fn begin(&self) -> Option<Inside<'_, T, B>> {
         if !self.open.load(Ordering::Relaxed) {
             return None;
         }
@@ -229,24 +243,7 @@ impl<T, B: Barrier> Gate<T, B> {
             self.busy.store(false, Ordering::Release);
             return None;
         }
-        let unwound = OnUnwind(self);
-        #[cfg(not(loom))]
-        let result = {
-            // SAFETY: `busy` is set and the gate was open after that, so no control thread touches
-            // the slot before `busy` is clear; no other lcore is here (caller).
-            let slot = unsafe { &mut *self.slot.get() };
-            slot.as_mut().map(work)
-        };
-        #[cfg(loom)]
-        let result = self.slot.with_mut(|slot| {
-            // SAFETY: as above.
-            let slot = unsafe { &mut *slot };
-            slot.as_mut().map(work)
-        });
-        std::mem::forget(unwound);
-        // Release: what this burst did, before a control thread sees `busy` clear.
-        self.busy.store(false, Ordering::Release);
-        result
+        Some(Inside(self))
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
@@ -341,10 +338,41 @@ impl<T, B: Barrier> Gate<T, B> {
     }
 }
 
-/// Closes the gate for good when a burst unwinds.
-struct OnUnwind<'g, T, B: Barrier>(&'g Gate<T, B>);
+/// An lcore in the gate. Dropping it without [`leave`](Self::leave), as a burst that unwinds does,
+/// closes the gate for good.
+#[derive(Debug)]
+#[must_use]
+pub struct Inside<'g, T, B: Barrier = Membarrier>(&'g Gate<T, B>);
 
-impl<T, B: Barrier> Drop for OnUnwind<'_, T, B> {
+impl<T, B: Barrier> Inside<'_, T, B> {
+    /// Runs `work` on the object.
+    #[inline(always)]
+    pub fn work<R>(&mut self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+        #[cfg(not(loom))]
+        {
+            // SAFETY: `busy` is set and the gate was open after that (`begin`), so no control thread
+            // touches the slot before `busy` is clear; no other lcore is here (promised there).
+            let slot = unsafe { &mut *self.0.slot.get() };
+            slot.as_mut().map(work)
+        }
+        #[cfg(loom)]
+        self.0.slot.with_mut(|slot| {
+            // SAFETY: as above.
+            let slot = unsafe { &mut *slot };
+            slot.as_mut().map(work)
+        })
+    }
+
+    /// Leaves the gate.
+    #[inline(always)]
+    pub fn leave(self) {
+        // Release: what this burst did, before a control thread sees `busy` clear.
+        self.0.busy.store(false, Ordering::Release);
+        std::mem::forget(self);
+    }
+}
+
+impl<T, B: Barrier> Drop for Inside<'_, T, B> {
     #[cold]
     fn drop(&mut self) {
         // In this order: a control thread that waits for `busy` holds the lock.
@@ -407,6 +435,31 @@ mod tests {
         assert!(gate.poisoned());
         gate.install(2);
         assert_eq!(enter(&gate, |v| *v), None);
+    }
+
+    #[test]
+    fn a_burst_in_steps_is_over_when_it_leaves() {
+        let gate = opened(1);
+        // SAFETY: one thread.
+        let mut inside = unsafe { gate.begin() }.expect("open");
+        assert_eq!(inside.work(|value| std::mem::replace(value, 2)), Some(1));
+        assert_eq!(inside.work(|value| *value), Some(2));
+        inside.leave();
+        assert_eq!(gate.take(), Some(2));
+        // SAFETY: as above.
+        assert!(unsafe { gate.begin() }.is_none());
+        assert!(!gate.poisoned());
+    }
+
+    #[test]
+    fn a_burst_that_does_not_leave_closes_the_gate_for_good() {
+        let gate = opened(1);
+        // SAFETY: one thread.
+        drop(unsafe { gate.begin() });
+        assert!(gate.poisoned());
+        assert_eq!(gate.take(), Some(1));
+        gate.install(2);
+        assert_eq!(enter(&gate, |value| *value), None);
     }
 
     #[test]

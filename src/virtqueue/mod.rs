@@ -24,7 +24,7 @@ pub use dirty::{QueueLog, RingWrites};
 pub use gate::NoBarrier;
 #[cfg(not(loom))]
 pub use gate::prepare_barriers;
-pub use gate::{Allow, Barrier, Gate, Membarrier};
+pub use gate::{Allow, Barrier, Gate, Inside, Membarrier};
 pub use notify::{Notified, Notifier};
 pub use packed::PackedRing;
 pub use ring::{Layout, Monitor, Ring, RingView, Run, Walk, Walked};
