@@ -2,6 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod chained;
+mod one;
+
+use one::dequeue_one;
 
 use super::copy::{Room, copy_in, copy_piece, copy_whole, read_header};
 use super::counters::add;
@@ -76,6 +79,23 @@ pub(super) fn dequeue_burst<
     out: &mut [P::Packet],
     counters: &QueueCounters,
 ) -> usize {
+    // Nothing but this and two calls, so that nothing is saved twice.
+    let asked = count(out.len().min(PASS));
+    match R::of(&mut vq.ring).map(|ring| ring.ahead(asked)) {
+        Some(1) => dequeue_one::<R, S, L, V, P, F>(vq, pool, out, counters),
+        _ => dequeue_many::<R, S, L, V, P, F>(vq, pool, out, counters, 0),
+    }
+}
+
+/// The burst, after the first `received` packets.
+#[inline(never)]
+fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F: u32>(
+    vq: &mut Virtqueue,
+    pool: &P,
+    out: &mut [P::Packet],
+    counters: &QueueCounters,
+    mut received: usize,
+) -> usize {
     let features = vq.features();
     let Virtqueue {
         ring,
@@ -93,7 +113,6 @@ pub(super) fn dequeue_burst<
         return 0;
     };
     let with = (features, counters);
-    let mut received = 0;
     // Where one chain has several descriptors, the next one has, too.
     let mut several = false;
     chain.begin_burst();
@@ -108,9 +127,7 @@ pub(super) fn dequeue_burst<
         let waiting = ring.ahead(asked);
         let found = match waiting {
             0 => break,
-            // A straight line, which spares a burst of one the loops.
-            1 => short::<R, S, P, F, 1>(ring, waiting, &mut space, pool, rest, with),
-            _ => V::run(|| short::<R, S, P, F, PASS>(ring, waiting, &mut space, pool, rest, with)),
+            _ => V::run(|| short::<R, S, P, F>(ring, waiting, &mut space, pool, rest, with)),
         };
         let Some(found) = found else { break };
         received += usize::from(found);
@@ -151,7 +168,7 @@ pub(super) fn dequeue_burst<
 /// The short body: takes the packets at the next `waiting` slots until one is not for it; how many
 /// that were. `None`: the pool is dry.
 #[inline(always)]
-fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
+fn short<R: Ring, S: Space, P: PacketPool, const F: u32>(
     ring: &mut R,
     waiting: u16,
     space: &mut S::Held<'_>,
@@ -165,9 +182,9 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
     if F & IN_ORDER == 0 {
         run.prefetch_used(waiting);
     }
-    let mut slots = Room::<_, N>::new();
+    let mut slots = Room::<_, PASS>::new();
     let mut sources = slots.filling();
-    for nth in 0..usize::from(run.slots()).min(N) {
+    for nth in 0..usize::from(run.slots()).min(PASS) {
         let Some(source) = gather::<_, _, F>(run, nth, &mut cursor, room) else {
             break;
         };
@@ -194,16 +211,7 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const N: usize>(
     let mut tally = Tally::new(counters);
     for (nth, (source, place)) in sources.iter().zip(packets).enumerate() {
         let mut packet = *place;
-        let data = copy_whole(pool.space(&mut packet), source.data::<F>());
-        let len = narrow(data.len());
-        tally.add(len, data);
-        pool.finish(&mut packet, len);
-        if F & OFFLOADS != 0 {
-            let header = Header::from_bytes(read_header(source.buffer));
-            if !header.is_plain() {
-                take_up(pool, &mut packet, header, features);
-            }
-        }
+        fill::<P, F>(pool, &mut packet, source, &mut tally, features);
         if F & IN_ORDER == 0 && !R::Run::HIDDEN {
             run.put_used(nth, source.id, 0);
         }
@@ -235,6 +243,27 @@ fn allocate_some<P: PacketPool>(pool: &P, out: &mut [P::Packet]) -> usize {
         }
     }
     filled
+}
+
+/// Second pass of the short body: makes a fresh packet that of `source`.
+#[inline(always)]
+fn fill<P: PacketPool, const F: u32>(
+    pool: &P,
+    packet: &mut P::Packet,
+    source: &Source<'_>,
+    tally: &mut Tally<'_>,
+    features: u64,
+) {
+    let data = copy_whole(pool.space(packet), source.data::<F>());
+    let len = narrow(data.len());
+    tally.add(len, data);
+    pool.finish(packet, len);
+    if F & OFFLOADS != 0 {
+        let header = Header::from_bytes(read_header(source.buffer));
+        if !header.is_plain() {
+            take_up(pool, packet, header, features);
+        }
+    }
 }
 
 /// First pass of the short body: the packet at the `nth` slot, when it is one descriptor, lies in one

@@ -59,6 +59,7 @@ unsafe fn receive(
 ) -> u16 {
     // There may be no array then, and a slice is not null.
     if count == 0 {
+        polling.leave();
         return 0;
     }
     guard::catch(0, move || {

@@ -310,9 +310,13 @@ impl Ring for PackedRing {
 
     #[inline(always)]
     fn end_run(&mut self, slots: u16, id: u16, len: u32) {
+        // A run is given back where it was taken.
+        debug_assert_eq!(self.next_available, self.next_used);
+        let next = self.next_available.after(slots, self.size);
         // The first as ever, then over the others.
         self.push_used(id, slots, len);
-        self.take(slots);
+        self.next_available = next;
+        self.next_used = next;
     }
 
     fn walk<'m>(&self, nth: u16, chain: &mut Chain, memory: &mut impl Translate<'m>) -> Walk {
@@ -448,6 +452,7 @@ impl Ring for PackedRing {
         true
     }
 
+    #[inline(always)]
     fn wanted_call(&mut self) -> bool {
         let old = std::mem::replace(&mut self.decided, self.next_used);
         let new = self.next_used;

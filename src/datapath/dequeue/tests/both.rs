@@ -576,6 +576,46 @@ fn frames_come_in_order_around_odd_ones() {
 }
 
 #[test]
+fn bursts_of_one_take_one_frame_each_whatever_it_is_made_of() {
+    for in_order in [false, true] {
+        let mut driver = modern(16);
+        if in_order {
+            driver = driver.feature(VIRTIO_F_IN_ORDER);
+        }
+        for nth in 0..100 {
+            let frame = Frame::new(60 + usize::from(nth), nth);
+            let bytes = driver.with_header(&frame);
+            match nth % 4 {
+                2 => driver.offer(&cut(&bytes, &[12])),
+                3 => {
+                    driver.offer(&[Buffer::readable(5)]);
+                    driver.offer(&[Buffer::holding(bytes)])
+                }
+                _ => driver.offer(&[Buffer::holding(bytes)]),
+            };
+            assert_eq!(driver.dequeue(1), [frame]);
+            assert!(!driver.used().is_empty());
+            assert_eq!(driver.dequeue(1), []);
+        }
+        assert_eq!(driver.counted(|c| &c.packets), 100);
+        assert_eq!(driver.counted(|c| &c.drop_short), 25);
+    }
+}
+
+#[test]
+fn a_lone_frame_that_finds_the_pool_dry_is_counted_once() {
+    let mut driver = modern(8);
+    let frame = Frame::new(64, 1);
+    driver.send(&frame);
+    driver.pool.limit(0);
+    assert_eq!(driver.dequeue(1), []);
+    assert_eq!(driver.counted(|c| &c.mbuf_alloc_failed), 1);
+    driver.pool.limit(1);
+    assert_eq!(driver.dequeue(1), [frame]);
+    assert_eq!(driver.counted(|c| &c.packets), 1);
+}
+
+#[test]
 fn any_size_of_burst_takes_as_many_frames() {
     let mut driver = modern(512);
     let (mut sent, mut received) = (0_usize, 0_usize);
