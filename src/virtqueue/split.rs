@@ -141,6 +141,7 @@ pub struct SplitRun<'r> {
     heads: GuestU16sRun<'r>,
     table: GuestTableEntries<'r>,
     used: GuestUsedRun<'r>,
+    used_index: &'r GuestWord,
 }
 
 impl Run for SplitRun<'_> {
@@ -164,6 +165,7 @@ impl Run for SplitRun<'_> {
         for nth in (0..slots).step_by(8) {
             self.used.prefetch(nth);
         }
+        self.used_index.prefetch_for_write();
     }
 
     #[inline(always)]
@@ -240,6 +242,7 @@ impl Ring for SplitRing {
             heads: self.heads.run(self.next_available, used.len()),
             table: self.table.entries(),
             used,
+            used_index: &self.used_index,
         }
     }
 

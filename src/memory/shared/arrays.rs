@@ -428,6 +428,17 @@ impl GuestWord {
         unsafe { self.word.as_ref() }.store(value.to_le(), order);
     }
 
+    /// Asks to own the line of the word.
+    #[inline(always)]
+    pub fn prefetch_for_write(&self) {
+        let range = GuestRange {
+            start: self.word.cast(),
+            len: 2,
+            table: PhantomData,
+        };
+        range.prefetch_for_write(0);
+    }
+
     /// Host address, for a CPU that waits on the word (`get_monitor_addr`).
     pub fn as_ptr(&self) -> *const u16 {
         self.word.as_ptr().cast_const().cast()
