@@ -49,13 +49,14 @@ pub(super) fn copy_piece(room: &mut [u8], src: GuestRange<'_>) -> usize {
     len
 }
 
+/// A number at any address.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Unaligned<T>(T);
+
 /// The first 10 bytes of a range that has at least as many, each read once.
 #[inline(always)]
 pub(super) fn read_header(src: GuestRange<'_>) -> [u8; 10] {
-    /// A number at any address.
-    #[derive(Clone, Copy)]
-    #[repr(C, packed)]
-    struct Unaligned<T>(T);
     if src.len() < 10 {
         return [0; 10];
     }
@@ -112,23 +113,40 @@ impl<'m, 'p, const F: u32> Matched<'m, 'p, F> {
     pub(super) fn put(&self, asks: (u64, u16)) {
         let start = self.buffer.as_ptr();
         // SAFETY: the header is inside the range (`new`).
-        unsafe { start.cast::<u64>().write_unaligned(asks.0.to_le()) };
+        unsafe { update(start.cast::<u64>(), asks.0.to_le()) };
         // SAFETY: as above.
         let tail = unsafe { start.add(8) };
         if F & HEADER_12 != 0 {
             let num_buffers = 1_u32 << 16;
             let tail_word = u32::from(asks.1) | num_buffers;
             // SAFETY: as above; 4 bytes are left of it.
-            unsafe { tail.cast::<u32>().write_unaligned(tail_word.to_le()) };
+            unsafe { update(tail.cast::<u32>(), tail_word.to_le()) };
         } else {
             // SAFETY: as above; 2 bytes are left of it.
-            unsafe { tail.cast::<u16>().write_unaligned(asks.1.to_le()) };
+            unsafe { update(tail.cast::<u16>(), asks.1.to_le()) };
         }
         // SAFETY: inside the range.
         let behind = unsafe { start.add(header_len(F)) };
         // SAFETY: so many bytes of the range are left, and the packet has (`new`). It is memory that
         // nobody writes during the burst, so it is not guest memory that we write.
         unsafe { copy(behind, self.data, self.buffer.len() - header_len(F)) };
+    }
+}
+
+/// Writes a word of a header unless it is there. From buffer to buffer most headers are the same, and
+/// where a header has a line of its own, as in a DPDK guest, both sides then keep that line.
+///
+/// # Safety
+///
+/// `word` may be read and written, aligned or not.
+#[inline(always)]
+unsafe fn update<T: Copy + PartialEq>(word: *mut T, value: T) {
+    // SAFETY: the caller's promise. Volatile: the driver may write at any time. If it does it now,
+    // its header is what it made of it.
+    let found = unsafe { word.cast::<Unaligned<T>>().read_volatile() };
+    if { found.0 } != value {
+        // SAFETY: the caller's promise.
+        unsafe { word.write_unaligned(value) };
     }
 }
 

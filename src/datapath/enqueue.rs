@@ -270,20 +270,20 @@ fn gather<'m, 'p, R: Run, C: Translate<'m>, T: Packet, const F: u32, const A: bo
         if data.len() < ADDRESSES_LEN {
             return None;
         }
-        let (buffer, id) = find_room(run, nth, cursor, room + TAG_LEN)?;
+        let (buffer, id) = find_room::<_, _, F>(run, nth, cursor, room + TAG_LEN)?;
         let front = buffer.first(header_len(F) + ADDRESSES_LEN + TAG_LEN);
         asks.tag = Some((tag, front));
         let both = Matched::new(buffer.after(TAG_LEN), data)?;
         return Some((Target { both, id }, asks));
     }
-    let (buffer, id) = find_room(run, nth, cursor, room)?;
+    let (buffer, id) = find_room::<_, _, F>(run, nth, cursor, room)?;
     let both = Matched::new(buffer, data)?;
     Some((Target { both, id }, asks))
 }
 
 /// `len` bytes in the buffer at the `nth` slot, when that is as for the short body.
 #[inline(always)]
-fn find_room<'m, R: Run, A: Translate<'m>>(
+fn find_room<'m, R: Run, A: Translate<'m>, const F: u32>(
     run: R,
     nth: usize,
     cursor: &mut A,
@@ -297,7 +297,12 @@ fn find_room<'m, R: Run, A: Translate<'m>>(
     let buffer = cursor.whole(descriptor.addr, len)?;
     // All lines of the burst are asked for before the first is written: stores that miss do not
     // overlap by themselves. More than three lines gain nothing.
-    buffer.prefetch_for_write(0);
+    if buffer.after(header_len(F)).begins_line() {
+        // The header's line may stay the driver's, too.
+        buffer.prefetch(0);
+    } else {
+        buffer.prefetch_for_write(0);
+    }
     buffer.prefetch_for_write(64);
     if len > 128 {
         buffer.prefetch_for_write(128);

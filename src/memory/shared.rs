@@ -106,6 +106,12 @@ impl<'m> GuestRange<'m> {
         Some([first, second])
     }
 
+    /// Whether the range begins where a cache line does.
+    #[inline(always)]
+    pub fn begins_line(self) -> bool {
+        self.start.addr().get().is_multiple_of(64)
+    }
+
     /// The address `offset` bytes into the range, or that of its last byte when it ends before: the
     /// line behind a short packet is somebody else's.
     #[inline(always)]

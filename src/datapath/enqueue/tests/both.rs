@@ -71,6 +71,34 @@ fn the_header_asks_for_nothing_and_names_one_buffer() {
 }
 
 #[test]
+fn a_header_is_whole_whatever_stood_there() {
+    let right = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+    for burst in 1..=3 {
+        for odd in 0..=right.len() {
+            let mut driver = mergeable(8);
+            let mut before = right;
+            if let Some(byte) = before.get_mut(odd) {
+                *byte ^= 0x5a;
+            }
+            let bytes = [before.as_slice(), &[0xee; 88]].concat();
+            let places: Vec<u64> = (0..burst)
+                .map(|nth| {
+                    let buffer = Buffer::holding(bytes.clone()).flags(VRING_DESC_F_WRITE);
+                    let at = driver.describe(nth, buffer);
+                    driver.make_available(nth);
+                    at
+                })
+                .collect();
+            let frames = vec![Frame(vec![0x42; 60]); places.len()];
+            assert_eq!(driver.enqueue(&frames), frames.len());
+            for at in places {
+                assert_eq!(driver.memory.read(at, 12), right, "byte {odd} was wrong");
+            }
+        }
+    }
+}
+
+#[test]
 fn without_buffers_nothing_is_taken() {
     let mut driver = modern(8);
     assert_eq!(driver.enqueue(&[Frame::new(64, 1)]), 0);
