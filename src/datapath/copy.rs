@@ -111,25 +111,66 @@ impl<'m, 'p, const F: u32> Matched<'m, 'p, F> {
     /// Writes header and packet. `asks` is the first 10 bytes of the header, in words of 8 and 2.
     #[inline(always)]
     pub(super) fn put(&self, asks: (u64, u16)) {
-        let start = self.buffer.as_ptr();
         // SAFETY: the header is inside the range (`new`).
-        unsafe { update(start.cast::<u64>(), asks.0.to_le()) };
-        // SAFETY: as above.
-        let tail = unsafe { start.add(8) };
-        if F & HEADER_12 != 0 {
-            let num_buffers = 1_u32 << 16;
-            let tail_word = u32::from(asks.1) | num_buffers;
-            // SAFETY: as above; 4 bytes are left of it.
-            unsafe { update(tail.cast::<u32>(), tail_word.to_le()) };
-        } else {
-            // SAFETY: as above; 2 bytes are left of it.
-            unsafe { update(tail.cast::<u16>(), asks.1.to_le()) };
+        unsafe { put_header::<F>(self.buffer.as_ptr(), asks) };
+        self.put_data();
+    }
+
+    /// As [`put`](Self::put), for a packet with a tag between its addresses and the rest: `front` is
+    /// where the header belongs and, behind it, the addresses and the tag, which end where the room
+    /// has the addresses. Nothing is written when there are no addresses, or `front` is too short.
+    #[inline(always)]
+    pub(super) fn put_tagged(&self, asks: (u64, u16), front: GuestRange<'_>, tag: [u8; 4]) {
+        let header = header_len(F);
+        let Some(&[a, b, c, d, e, f, g, h, ref last @ ..]) = self.data().first_chunk::<12>() else {
+            return;
+        };
+        let [i, j, k, l] = *last;
+        let [t0, t1, t2, t3] = tag;
+        let words = [[a, b, c, d, e, f, g, h], [i, j, k, l, t0, t1, t2, t3]];
+        if front.len() < header + size_of_val(&words) {
+            return;
         }
-        // SAFETY: inside the range.
-        let behind = unsafe { start.add(header_len(F)) };
+        let start = front.as_ptr();
+        // SAFETY: inside the range (above).
+        unsafe { put_header::<F>(start, asks) };
+        // The addresses go along, and what is written next is over them.
+        self.put_data();
+        // SAFETY: as above.
+        let behind = unsafe { start.add(header) };
+        // SAFETY: as above.
+        unsafe { behind.cast::<[[u8; 8]; 2]>().write_unaligned(words) };
+    }
+
+    #[inline(always)]
+    fn put_data(&self) {
+        // SAFETY: inside the range (`new`).
+        let behind = unsafe { self.buffer.as_ptr().add(header_len(F)) };
         // SAFETY: so many bytes of the range are left, and the packet has (`new`). It is memory that
         // nobody writes during the burst, so it is not guest memory that we write.
         unsafe { copy(behind, self.data, self.buffer.len() - header_len(F)) };
+    }
+}
+
+/// Writes a header; `asks` as for [`Matched::put`].
+///
+/// # Safety
+///
+/// So many bytes of guest memory are mapped at `start`.
+#[inline(always)]
+unsafe fn put_header<const F: u32>(start: *mut u8, asks: (u64, u16)) {
+    // SAFETY: within the header (caller).
+    unsafe { update(start.cast::<u64>(), asks.0.to_le()) };
+    // SAFETY: as above.
+    let tail = unsafe { start.add(8) };
+    if F & HEADER_12 != 0 {
+        let num_buffers = 1_u32 << 16;
+        let tail_word = u32::from(asks.1) | num_buffers;
+        // SAFETY: as above; 4 bytes are left of it.
+        unsafe { update(tail.cast::<u32>(), tail_word.to_le()) };
+    } else {
+        // SAFETY: as above; 2 bytes are left of it.
+        unsafe { update(tail.cast::<u16>(), asks.1.to_le()) };
     }
 }
 

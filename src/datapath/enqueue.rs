@@ -346,23 +346,16 @@ fn put<const F: u32, const A: bool>(target: &Target<'_, '_, F>, asks: Asks<'_>) 
         let start = u64::from(start) + shift;
         (u64::from(VIRTIO_NET_HDR_F_NEEDS_CSUM) | start << 48, offset)
     };
-    target.both.put(asks);
+    match tag {
+        Some((tag, front)) => {
+            let [t0, t1] = tag.to_be_bytes();
+            target.both.put_tagged(asks, front, [0x81, 0x00, t0, t1]);
+        }
+        None => target.both.put(asks),
+    }
     if offset != 0 {
         let field = header_len(F) + usize::from(start) + usize::from(offset);
         copy_pair(target.both.buffer(), field, value);
-    }
-    if let Some((tag, front)) = tag {
-        // The same header, where it belongs, and what stands before the tag.
-        let mut header = [0; 12];
-        let (first, last) = header.split_at_mut(8);
-        first.copy_from_slice(&asks.0.to_le_bytes());
-        last.copy_from_slice(&(u32::from(asks.1) | 1 << 16).to_le_bytes());
-        copy_out(front, header.get(..header_len(F)).unwrap_or_default());
-        let addresses = front.after(header_len(F));
-        let before = target.both.data().get(..ADDRESSES_LEN);
-        copy_out(addresses, before.unwrap_or_default());
-        let [t0, t1] = tag.to_be_bytes();
-        copy_out(addresses.after(ADDRESSES_LEN), &[0x81, 0x00, t0, t1]);
     }
 }
 

@@ -99,6 +99,32 @@ fn a_header_is_whole_whatever_stood_there() {
 }
 
 #[test]
+fn a_tag_stands_behind_the_addresses_of_a_packet_of_any_length() {
+    for mut driver in [modern(8), mergeable(8)] {
+        let lens = (12..=330).chain([1000, 1518]);
+        for (nth, len) in lens.enumerate() {
+            let burst = nth % 3 + 1;
+            let frame = Frame::new(len, nth as u8);
+            let asked = Asked {
+                vlan: Some(0x2345),
+                ..Asked::default()
+            };
+            let mut packets = Vec::new();
+            for _ in 0..burst {
+                driver.offer(&[Buffer::writable(1600)]);
+                packets.push(driver.packet(&frame).asking(asked));
+            }
+            assert_eq!(driver.enqueue_packets(&packets), burst);
+            let (addresses, rest) = frame.0.split_at(12);
+            let tagged = [addresses, &[0x81, 0x00, 0x23, 0x45], rest].concat();
+            assert_eq!(driver.frames(), vec![Frame(tagged); burst], "{len} bytes");
+            assert!(driver.memory.canaries_are_whole());
+        }
+        assert_eq!(driver.pool.live(), 0);
+    }
+}
+
+#[test]
 fn without_buffers_nothing_is_taken() {
     let mut driver = modern(8);
     assert_eq!(driver.enqueue(&[Frame::new(64, 1)]), 0);
