@@ -175,7 +175,8 @@ unsafe fn put_header<const F: u32>(start: *mut u8, asks: (u64, u16)) {
 }
 
 /// Writes a word of a header unless it is there. From buffer to buffer most headers are the same, and
-/// where a header has a line of its own, as in a DPDK guest, both sides then keep that line.
+/// where a header has a line of its own, as in a DPDK guest, both sides then keep that line. (A device
+/// should not read what it is to write, VIRTIO 1.2, 2.7.5.1; nothing comes of this but a store or none.)
 ///
 /// # Safety
 ///
