@@ -82,7 +82,7 @@ pub(super) fn dequeue_burst<
     // Nothing but this and two calls, so that nothing is saved twice.
     let asked = count(out.len().min(PASS));
     match R::of(&mut vq.ring).map(|ring| ring.ahead(asked)) {
-        Some(1) => dequeue_one::<R, S, L, V, P, F>(vq, pool, out, counters),
+        Some(1) if !S::ASKS => dequeue_one::<R, S, L, V, P, F>(vq, pool, out, counters),
         _ => dequeue_many::<R, S, L, V, P, F>(vq, pool, out, counters, 0),
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn enqueue_burst<R: Ring, S: Space, L: Logging, V: Level, P: Release,
 ) -> usize {
     // Nothing but this and two calls, so that nothing is saved twice.
     match packets {
-        [packet] => send_one::<R, S, L, V, _, F>(vq, pool, packet, counters),
+        [packet] if !S::ASKS => send_one::<R, S, L, V, _, F>(vq, pool, packet, counters),
         _ => send_many::<R, S, L, V, _, F>(vq, pool, packets, counters),
     }
 }

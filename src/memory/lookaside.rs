@@ -250,6 +250,7 @@ impl Lookaside {
 pub enum Translated<const WRITES: bool> {}
 
 impl<const WRITES: bool> Space for Translated<WRITES> {
+    const ASKS: bool = true;
     type Held<'m> = IotlbCursor<'m>;
     type Cursor<'h, 'm: 'h> = &'h mut IotlbCursor<'m>;
 

@@ -165,6 +165,9 @@ impl<'m> Translate<'m> for Cursor<'m> {
 
 /// What addresses in descriptors are, as a type: each has burst bodies of its own.
 pub trait Space {
+    /// Whether what is not known is asked for. Then a burst is a single [`hold`](Self::hold): a second
+    /// one would miss what the first one has asked for, and look no further.
+    const ASKS: bool;
     /// What a burst needs in order to translate them.
     type Held<'m>;
     /// Translates them.
@@ -237,6 +240,7 @@ impl<'m, T: Translate<'m>> Translate<'m> for &mut T {
 pub enum Physical {}
 
 impl Space for Physical {
+    const ASKS: bool = false;
     type Held<'m> = &'m MemoryTable;
     type Cursor<'h, 'm: 'h> = Cursor<'m>;
 
