@@ -190,7 +190,9 @@ impl Place {
     }
 }
 
-/// Translates guest-physical addresses, remembering the last region in registers.
+/// Translates guest-physical addresses, remembering the last region in registers. It begins with the
+/// region that the one before had to look for: a queue's buffers mostly lie in one, which need not be the
+/// first.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor<'m> {
     table: &'m MemoryTable,
@@ -234,14 +236,16 @@ impl Window {
     #[cold]
     #[inline(never)]
     fn around(table: &MemoryTable, at: Gpa) -> Option<Self> {
-        table.find(at).map(Self::of)
+        table.find_for_long(at).map(Self::of)
     }
 }
 
 impl<'m> Cursor<'m> {
     #[inline(always)]
     pub(super) fn new(table: &'m MemoryTable) -> Self {
-        let window = table.regions().first().map(|region| Window::of(region));
+        // SAFETY: null, or a region that the table holds and never changes (`MemoryTable::last`).
+        let region = unsafe { table.last_found().as_ref() };
+        let window = region.map(Window::of);
         Self {
             table,
             window: window.unwrap_or(Window::NOTHING),

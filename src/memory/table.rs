@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use super::{Cursor, Gpa, GuestRange, Region, RegionConfig, Uva};
 
@@ -49,6 +50,8 @@ pub enum AreaError {
 #[derive(Debug, Default)]
 pub struct MemoryTable {
     regions: Box<[Arc<Region>]>,
+    /// The region that a cursor looked for last: one of `regions`, which never change; or null.
+    last: AtomicPtr<Region>,
 }
 
 impl MemoryTable {
@@ -71,9 +74,7 @@ impl MemoryTable {
             }
         }
         regions.sort_by_key(|region| region.config().gpa);
-        Ok(Self {
-            regions: regions.into(),
-        })
+        Ok(Self::sorted(regions))
     }
 
     /// This table and one more region; the others stay mapped where they are.
@@ -95,9 +96,7 @@ impl MemoryTable {
         let nth = self.regions.partition_point(|r| r.config().gpa < gpa);
         let mut regions = self.regions.to_vec();
         regions.insert(nth, region);
-        Ok(Self {
-            regions: regions.into(),
-        })
+        Ok(Self::sorted(regions))
     }
 
     /// This table without the region of the same addresses and size as `config`; `None` when there
@@ -108,9 +107,21 @@ impl MemoryTable {
         let nth = self.regions.iter().position(found)?;
         let mut regions = self.regions.to_vec();
         regions.remove(nth);
-        Some(Self {
+        Some(Self::sorted(regions))
+    }
+
+    fn sorted(regions: Vec<Arc<Region>>) -> Self {
+        let first = regions.first().map_or(std::ptr::null(), Arc::as_ptr);
+        Self {
             regions: regions.into(),
-        })
+            last: AtomicPtr::new(first.cast_mut()),
+        }
+    }
+
+    /// This table for one queue: where its buffers lie is remembered apart from where others do.
+    #[must_use]
+    pub fn for_a_queue(&self) -> Self {
+        Self::sorted(self.regions.to_vec())
     }
 
     /// The regions, sorted by guest-physical address.
@@ -126,11 +137,25 @@ impl MemoryTable {
     }
 
     /// The region that holds `at`.
-    pub(super) fn find(&self, at: Gpa) -> Option<&Region> {
+    fn find(&self, at: Gpa) -> Option<&Arc<Region>> {
         let after = self.regions.partition_point(|r| r.config().gpa <= at);
         let region = self.regions.get(after.checked_sub(1)?)?;
         let config = region.config();
         (at.0 - config.gpa.0 < config.size).then_some(region)
+    }
+
+    /// The same, and new cursors begin there from now on.
+    pub(super) fn find_for_long(&self, at: Gpa) -> Option<&Region> {
+        let region = self.find(at)?;
+        self.last
+            .store(Arc::as_ptr(region).cast_mut(), Ordering::Relaxed);
+        Some(region)
+    }
+
+    /// The region to begin with: one of this table, or null when it has none.
+    #[inline(always)]
+    pub(super) fn last_found(&self) -> *const Region {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// Where frontend address `at` lies, and how many bytes its region has from there on.
@@ -237,6 +262,24 @@ mod tests {
         assert!(table.area(Uva(0x8ff0), 0x10).is_ok());
         assert!(table.area(Uva(0x8ff0), 0x11).is_err());
         assert!(table.area(Uva(0x9000), u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_cursor_begins_where_the_one_before_had_to_look() {
+        let table = vec![region(0, 0, 0x1000), region(0x5000, 0x5000, 0x1000)];
+        let table = MemoryTable::new(table).unwrap();
+        let (queue, other) = (table.for_a_queue(), table.for_a_queue());
+        let begins = |queue: &MemoryTable| {
+            let begins = |r: &&Arc<Region>| Arc::as_ptr(r) == queue.last_found();
+            table.regions().iter().find(begins).unwrap().config().gpa
+        };
+        assert!(queue.cursor().whole(Gpa(0x5010), 16).is_some());
+        assert_eq!(begins(&queue), Gpa(0x5000));
+        assert_eq!(begins(&other), Gpa(0));
+        assert!(queue.cursor().whole(Gpa(0x1000), 1).is_none());
+        assert_eq!(begins(&queue), Gpa(0x5000));
+        assert!(queue.cursor().whole(Gpa(0), 1).is_some());
+        assert_eq!(begins(&queue), Gpa(0));
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Virtqueue {
         };
         Ok(Self {
             ring,
-            memory: Arc::clone(memory),
+            memory: Arc::new(memory.for_a_queue()),
             lookaside: None,
             notifier: Notifier::new(call),
             chain: Chain::new(config.size),
