@@ -316,11 +316,10 @@ impl<'m> Cursor<'m> {
     /// one region to the next.
     #[inline]
     pub(super) fn descriptor_words(&mut self, at: Gpa) -> Option<[u64; 2]> {
-        let Some(range) = self.whole(at, Descriptor::SIZE) else {
-            return self.scattered_words(at);
-        };
-        // SAFETY: so many bytes are mapped. They may change; the copy counts.
-        Some(unsafe { range.as_ptr().cast::<[u64; 2]>().read_unaligned() })
+        match self.whole(at, Descriptor::SIZE) {
+            Some(range) => range.descriptor_words(0),
+            None => self.scattered_words(at),
+        }
     }
 
     #[cold]
@@ -342,13 +341,15 @@ pub(super) fn words<'m>(
     while filled < bytes.len() {
         let rest = bytes.get_mut(filled..)?;
         let piece = find(filled, rest.len())?.first(rest.len());
-        // SAFETY: `piece.len` bytes are mapped, and at most the length of `rest`, which is our own
-        // stack and so does not overlap them. The bytes may change; the copy counts.
-        unsafe {
-            piece
-                .as_ptr()
-                .copy_to_nonoverlapping(rest.as_mut_ptr(), piece.len)
-        };
+        if piece.len == Descriptor::SIZE {
+            return piece.descriptor_words(0);
+        }
+        for (nth, byte) in rest.iter_mut().take(piece.len).enumerate() {
+            // SAFETY: `nth` is inside the piece.
+            let at = unsafe { piece.start.add(nth) };
+            // SAFETY: as above, so mapped. Volatile, as in `GuestRange::descriptor_words`.
+            *byte = unsafe { at.read_volatile() };
+        }
         filled += piece.len;
     }
     let (addr, rest) = bytes.split_at(8);
