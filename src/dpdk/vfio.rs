@@ -5,9 +5,9 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use super::eal;
 use super::sys::{
-    RTE_IOVA_VA, RTE_VFIO_DEFAULT_CONTAINER_FD, rte_eal_iova_mode, rte_mem_virt2iova,
-    rte_vfio_container_dma_map, rte_vfio_container_dma_unmap, rte_vfio_is_enabled,
-    rte_vfio_release_device, rte_vfio_setup_device,
+    RTE_IOVA_VA, RTE_VFIO_DEFAULT_CONTAINER_FD, rte_eal_iova_mode, rte_vfio_container_dma_map,
+    rte_vfio_container_dma_unmap, rte_vfio_is_enabled, rte_vfio_release_device,
+    rte_vfio_setup_device,
 };
 
 const PCI_DEVICES: &CStr = c"/sys/bus/pci/devices";
@@ -94,13 +94,6 @@ pub fn unmap(va: u64, iova: u64, len: u64) -> Result<(), c_int> {
 pub fn addresses_are_ours() -> bool {
     // SAFETY: no condition.
     unsafe { rte_eal_iova_mode() == RTE_IOVA_VA }
-}
-
-/// Where devices find the page at `va`; `None` when that cannot be known.
-pub fn iova(va: usize) -> Option<u64> {
-    // SAFETY: only looks the address up.
-    let iova = unsafe { rte_mem_virt2iova(core::ptr::without_provenance(va)) };
-    (iova != u64::MAX).then_some(iova)
 }
 
 #[cfg(test)]

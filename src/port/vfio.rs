@@ -4,6 +4,7 @@
 //! mapped by us.
 
 mod own;
+mod physical;
 
 use std::ffi::CString;
 use std::io;
@@ -15,6 +16,8 @@ use crate::dma::vfio::pieces::Mapped;
 use crate::dma::vfio::{Block, Container, Device, Piece, iommu_bits};
 use crate::dpdk::{eal, malloc, memory, vfio};
 use crate::log::PORT;
+
+use physical::{PageMap, pieces};
 
 /// EAL's container. One object for all engines: it counts who mapped what.
 static EAL: LazyLock<Arc<EalContainer>> = LazyLock::new(Arc::default);
@@ -79,9 +82,6 @@ impl EalContainer {
     }
 }
 
-/// The size of the pages that are looked up when addresses are physical.
-const PAGE: usize = 4096;
-
 fn error(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
@@ -90,21 +90,12 @@ fn name(bdf: &str) -> io::Result<CString> {
     CString::new(bdf).map_err(io::Error::from)
 }
 
-/// The pieces, for devices, of `len` bytes at `va`, where each page's address is what `iova` says.
-fn pieces(va: usize, len: usize, iova: impl Fn(usize) -> Option<u64>) -> io::Result<Vec<Piece>> {
-    let mut pieces: Vec<Piece> = Vec::new();
-    for at in (va..va.saturating_add(len)).step_by(PAGE) {
-        let page = iova(at).ok_or_else(|| error(libc::EFAULT))?;
-        match pieces.last_mut() {
-            Some(last) if last.iova.checked_add(last.len as u64) == Some(page) => last.len += PAGE,
-            _ => pieces.push(Piece {
-                va: at,
-                len: PAGE,
-                iova: page,
-            }),
-        }
-    }
-    Ok(pieces)
+/// Brings in pages that are not there yet: only then do they have an address. Kernels before 5.14
+/// cannot.
+fn bring_in(va: usize, len: usize) {
+    let start = std::ptr::without_provenance_mut(va);
+    // SAFETY: what is there is not changed, and of what is not mapped the kernel says so.
+    unsafe { libc::madvise(start, len, libc::MADV_POPULATE_WRITE) };
 }
 
 fn unmap_all(pieces: &[Piece]) {
@@ -148,7 +139,11 @@ impl Container for EalContainer {
                 len,
                 iova: va as u64,
             }],
-            false => pieces(va, len, vfio::iova)?,
+            false => {
+                bring_in(va, len);
+                let mut pages = PageMap::open()?;
+                pieces(va, len, |va| pages.address(va))?
+            }
         };
         for (done, piece) in pieces.iter().enumerate() {
             if let Err(errno) = vfio::map(piece.va as u64, piece.iova, piece.len as u64) {
@@ -210,36 +205,5 @@ impl Container for EalContainer {
     fn free(&self, block: Block) {
         // SAFETY: `allocate` took it from there, and no device uses it (contract of `free`).
         unsafe { malloc::free(block.into_start()) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_that_are_side_by_side_for_devices_are_one_piece() {
-        let iova = |va: usize| {
-            Some(match va {
-                0x1000..0x3000 => va as u64 + 0x10_0000,
-                0x3000 => 0x8000,
-                _ => 0x9000,
-            })
-        };
-
-        let found = pieces(0x1000, 0x4000, iova).unwrap();
-
-        let piece = |va, len, iova| Piece { va, len, iova };
-        let expected = [
-            piece(0x1000, 0x2000, 0x10_1000),
-            piece(0x3000, 0x2000, 0x8000),
-        ];
-        assert_eq!(found, expected);
-    }
-
-    #[test]
-    fn memory_with_a_page_that_nobody_knows_is_not_mapped() {
-        let found = pieces(0x1000, 0x4000, |va| (va < 0x3000).then_some(va as u64));
-        assert_eq!(found.err().unwrap().raw_os_error(), Some(libc::EFAULT));
     }
 }
