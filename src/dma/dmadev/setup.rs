@@ -77,8 +77,14 @@ pub(super) fn set_up(library: &Library, id: i16, size: u32) -> Result<u32, OpenE
     // SAFETY: a device that is set up, or knows that it is not.
     let start = || unsafe { (library.start)(id) };
     // It may be another device of that number, plugged in since.
-    if let Some(size) = before.filter(|_| start() == 0) {
-        return Ok(size);
+    if let Some(before) = before.filter(|_| start() == 0) {
+        if before != size {
+            log::info!(
+                target: crate::log::PORT,
+                "dmadev {id} keeps its ring of {before}, not {size}: it was set up in this process before"
+            );
+        }
+        return Ok(before);
     }
     conf.first = 0;
     conf.nb_desc = u16::try_from(size).unwrap_or(1 << 15);
