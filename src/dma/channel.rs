@@ -213,17 +213,27 @@ impl Channel {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For bursts: never waits long. An engine that has panicked is not used in bursts any more.
+    /// For bursts and ticks: never waits long. An engine that has panicked is not used any more.
     #[inline]
     fn lock_soon(&self, spins: u32) -> Option<MutexGuard<'_, Inner>> {
         for _ in 0..spins {
             match self.inner.try_lock() {
                 Ok(inner) => return Some(inner),
-                Err(TryLockError::Poisoned(_)) => return None,
+                Err(TryLockError::Poisoned(inner)) => {
+                    self.bury_after_panic(inner.into_inner());
+                    return None;
+                }
                 Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
             }
         }
         None
+    }
+
+    /// Nobody else will: what the engine has would wait until a queue is emptied.
+    #[cold]
+    #[inline(never)]
+    fn bury_after_panic(&self, mut inner: MutexGuard<'_, Inner>) {
+        self.bury(&mut inner, "its driver has panicked");
     }
 
     /// Makes a flight known to the engine; the number names it in [`Burst::stage`].

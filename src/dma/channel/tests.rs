@@ -248,6 +248,29 @@ fn memory_is_mapped_for_the_first_and_unmapped_for_the_last() {
 }
 
 #[test]
+fn an_engine_that_has_panicked_is_dead_at_the_next_look() {
+    type Look = fn(&Channel);
+    let looks: [Look; 2] = [Channel::reap, |channel| channel.watch(Instant::now())];
+    for look in looks {
+        let (engine, faults) = Faulty::new(SimEngine::new(4));
+        let channel = Channel::new("panics", Box::new(engine));
+        let (from, mut to) = ([1; 4], [0; 4]);
+        let mut flight = Flight::new(4, 4);
+        let user = channel.attach(flight.board());
+        fly(&channel, user, &mut flight, &from, &mut to);
+        faults.lock().unwrap().panics = true;
+        let poll = std::panic::AssertUnwindSafe(|| channel.reap());
+        assert!(std::panic::catch_unwind(poll).is_err());
+
+        look(&channel);
+
+        assert!(channel.is_dead());
+        assert_eq!(flight.land(|_, _| {}).map(|landed| landed.redone), Some(1));
+        assert_eq!(to, from);
+    }
+}
+
+#[test]
 fn nobody_waits_for_an_engine_while_memory_is_mapped_for_it() {
     let fake = FakeContainer::new();
     let model = DsaModel::mapped(&fake);

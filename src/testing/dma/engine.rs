@@ -161,6 +161,8 @@ pub struct Faults {
     pub stays_halted: bool,
     /// Halting proves nothing.
     pub unproven: bool,
+    /// The next poll panics.
+    pub panics: bool,
     /// The device is gone.
     pub removed: bool,
     /// There is no room.
@@ -295,6 +297,8 @@ impl<E: Engine> Engine for Faulty<E> {
     }
 
     fn poll(&mut self, done: &mut dyn FnMut(Tag, Outcome)) -> Health {
+        let panics = std::mem::take(&mut self.faults.lock().unwrap().panics);
+        assert!(!panics, "of a test");
         let faults = self.faults.lock().unwrap();
         if faults.removed {
             return Health::Dead;
