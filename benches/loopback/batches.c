@@ -97,11 +97,10 @@ void batches_end(struct batches *batches, const struct sums *sums, unsigned int 
 		batches->moved++;
 		return;
 	}
-	double stamps = batches->stamp_cost * (double)sums->bursts;
 	double per_packet = (ratio + batches->ratio) / 2 / (double)(sums->bursts * packets_per_burst);
 	struct batch *batch = &batches->of[batches->count++];
-	batch->rx = ((double)sums->rx_ticks - stamps) * per_packet;
-	batch->tx = ((double)sums->tx_ticks - stamps) * per_packet;
+	batch->rx = ((double)sums->rx_ticks - batches->stamp_cost * (double)sums->rx_calls) * per_packet;
+	batch->tx = ((double)sums->tx_ticks - batches->stamp_cost * (double)sums->tx_calls) * per_packet;
 	batch->place = place;
 	batch->block = RTE_MAX(block, batches->block);
 	double lowest = RTE_MIN(block, batches->block);

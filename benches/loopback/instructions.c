@@ -129,6 +129,12 @@ static void counted_turn(const struct bench *bench, const struct cell *cell, uin
 	begin_counting();
 	uint16_t received = rte_eth_rx_burst(bench->vhost, 0, packets, burst);
 	*rx = end_counting();
+	/* What lands on tx is not counted: under a debugger the driver's own thread is always faster. */
+	if (bench->options.engines && received == 0) {
+		begin_counting();
+		received = rte_eth_rx_burst(bench->vhost, 0, packets, burst);
+		*rx += end_counting();
+	}
 	if (received != (cell->size == 0 ? 0 : burst))
 		die("%u of %u packets received", received, burst);
 	if (cell->size == 0)

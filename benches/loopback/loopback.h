@@ -49,6 +49,7 @@ struct options {
 	const char *plugin; /* NULL: the distribution's */
 	const char *socket;
 	const char *devargs; /* more of the port's, beginning with a comma */
+	bool engines;        /* which give the port's queues copy engines */
 	const char *vdev;    /* another device that is made first; NULL: none */
 	const char *visits;  /* where to write what was counted; NULL: nowhere */
 	enum mode mode;
@@ -110,11 +111,15 @@ void peer_receives(const struct bench *bench, const struct cell *cell, uint16_t 
 #define EMPTY_POLLS 64
 struct sums {
 	uint64_t rx_ticks, tx_ticks;
+	uint64_t rx_calls, tx_calls; /* that took these ticks, a pair of stamps each */
 	uint64_t bursts;  /* that were timed */
 	uint64_t partial; /* that were not whole and therefore not counted */
 };
 void vhost_turn(const struct bench *bench, const struct cell *cell, uint16_t queue, bool check, struct sums *sums);
 void vhost_empty_polls(const struct bench *bench, const struct cell *cell, struct sums *sums);
+
+/* engines.c */
+void engines_turn(const struct bench *bench, const struct cell *cell, uint16_t queue, bool check, struct sums *sums);
 
 /* neighbour.c */
 void answer_neighbour(void);

@@ -105,6 +105,7 @@ struct options parse_options(int argc, char **argv)
 		else
 			die("no such option: %s", name);
 	}
+	options.engines = strstr(options.devargs, "dmas=") != NULL;
 	if (options.control_core == options.measure_core)
 		die("control and measure must differ");
 	return options;

@@ -12,6 +12,10 @@ void vhost_turn(const struct bench *bench, const struct cell *cell, uint16_t que
 	uint16_t burst = (uint16_t)cell->burst;
 	uint64_t deadline = deadline_in(10);
 
+	if (bench->options.engines) {
+		engines_turn(bench, cell, queue, check, sums);
+		return;
+	}
 	uint64_t start = begin_stamp();
 	uint16_t received = rte_eth_rx_burst(bench->vhost, queue, packets, burst);
 	uint64_t rx_ticks = end_stamp() - start;
@@ -41,6 +45,8 @@ void vhost_turn(const struct bench *bench, const struct cell *cell, uint16_t que
 	}
 	sums->rx_ticks += rx_ticks;
 	sums->tx_ticks += tx_ticks;
+	sums->rx_calls++;
+	sums->tx_calls++;
 	sums->bursts++;
 }
 
@@ -53,6 +59,7 @@ void vhost_empty_polls(const struct bench *bench, const struct cell *cell, struc
 	for (int i = 0; i < EMPTY_POLLS; i++)
 		received += rte_eth_rx_burst(bench->vhost, 0, packets, (uint16_t)cell->burst);
 	sums->rx_ticks += end_stamp() - start;
+	sums->rx_calls++;
 	sums->bursts++;
 	if (received != 0)
 		die("an empty poll received %u packets", received);
