@@ -64,6 +64,8 @@ fn begin(lab: &Lab, from: &Guest, to: &Guest) -> Outcome {
     wait_for_status(from, "postcopy-active").map(|_| ())
 }
 
+const POSTCOPY: &str = ",postcopy-support=1";
+
 /// A guest that has left one QEMU for another, where most of its memory is missing.
 struct Moving {
     back: Testpmd,
@@ -74,10 +76,10 @@ struct Moving {
     _namespace: Namespace,
 }
 
-fn depart(lab: &Lab, image: &Image, nics: &[[Nic; 1]; 2]) -> Outcome<Moving> {
+fn depart(lab: &Lab, image: &Image, nics: &[[Nic; 1]; 2], devargs: &str) -> Outcome<Moving> {
     let namespace = Namespace::new()?;
     let queues = nics[0][0].machine.queues;
-    let back = bridge(lab, &namespace, Wire::Tap, queues, ",postcopy-support=1")?;
+    let back = bridge(lab, &namespace, Wire::Tap, queues, devargs)?;
     let mut from = Guest::spawn_with(lab, image, "qemu", &nics[0])?;
     from.wait_for_boot()?;
     from.reach_the_backend()?;
@@ -100,7 +102,22 @@ fn depart(lab: &Lab, image: &Image, nics: &[[Nic; 1]; 2]) -> Outcome<Moving> {
     })
 }
 
-fn moves(test: &str, options: &'static str, queues: u16) -> Outcome {
+/// What engines have copied for the guest where it arrives, from it and to it.
+fn copies(back: &mut Testpmd, with_engines: bool) -> Outcome<Vec<u64>> {
+    let names: &[&str] = match with_engines {
+        true => &["rx_q0_dma_copies", "tx_q0_dma_copies"],
+        false => &[],
+    };
+    let xstats = back.xstats(2)?;
+    let value = |name: &&str| {
+        let found = xstats.iter().find(|(found, _)| found == name);
+        Ok(found.ok_or_else(|| format!("no {name}"))?.1)
+    };
+    names.iter().map(value).collect()
+}
+
+/// `devargs`: more of the ports'. The engines among them may not touch a page that is missing.
+fn moves(test: &str, options: &'static str, queues: u16, devargs: &str) -> Outcome {
     let lab = Lab::new(test)?;
     let Some(image) = Image::for_test(test, &lab)? else {
         return Ok(());
@@ -117,7 +134,13 @@ fn moves(test: &str, options: &'static str, queues: u16) -> Outcome {
         mut to,
         echo,
         _namespace,
-    } = depart(&lab, &image, &nics)?;
+    } = depart(&lab, &image, &nics, &format!("{POSTCOPY}{devargs}"))?;
+    let with_engines = devargs.contains("dmas=");
+    assert!(
+        copies(&mut back, with_engines)?
+            .iter()
+            .all(|copies| *copies == 0)
+    );
     echo.goes_on(64 << 10)?;
     let free = r#"{"max-postcopy-bandwidth": 0, "max-bandwidth": 1073741824}"#;
     from.qmp_with("migrate-set-parameters", free)?;
@@ -135,6 +158,10 @@ fn moves(test: &str, options: &'static str, queues: u16) -> Outcome {
     }
     let log = back.log();
     assert!(log.contains("postcopy is over"), "{log}");
+    // Now that all pages are there.
+    for copies in copies(&mut back, with_engines)? {
+        assert!(copies >= 100, "{copies} copies");
+    }
     to.quit()?;
     back.quit()?;
     let _ = std::fs::remove_file(lab.path("migration"));
@@ -143,12 +170,18 @@ fn moves(test: &str, options: &'static str, queues: u16) -> Outcome {
 
 #[test]
 fn a_guest_moves_by_postcopy_while_packets_flow() -> Outcome {
-    moves("guest-postcopy", "", 1)
+    moves("guest-postcopy", "", 1, "")
 }
 
 #[test]
 fn a_guest_with_packed_rings_and_2_queues_moves_by_postcopy() -> Outcome {
-    moves("guest-postcopy-packed", ",packed=on", 2)
+    moves("guest-postcopy-packed", ",packed=on", 2, "")
+}
+
+#[test]
+fn a_guest_whose_packets_engines_copy_moves_by_postcopy() -> Outcome {
+    let devargs = ",dmas=[rxq0@sw;txq0@sw],dmathr=0";
+    moves("guest-postcopy-dma", "", 1, devargs)
 }
 
 #[test]
@@ -165,7 +198,7 @@ fn a_guest_that_dies_in_the_middle_of_postcopy_leaves_the_port_alive() -> Outcom
         to,
         echo,
         _namespace,
-    } = depart(&lab, &image, &nics)?;
+    } = depart(&lab, &image, &nics, POSTCOPY)?;
     // Nobody is left who has the missing pages, or who could say that they are not coming.
     to.kill();
     from.kill();
