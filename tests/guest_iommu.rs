@@ -28,13 +28,33 @@ const NICS: [&str; 4] = [
 /// Bytes of a stream. Each page of it is a round trip to QEMU when addresses are not kept.
 const STREAM: usize = 2 << 20;
 
+/// What the ports are, and what testpmd is told before it starts.
+#[derive(Clone, Copy)]
+struct Ports<'a> {
+    devargs: &'a str,
+    forward: &'a [&'a str],
+    /// Bytes of a stream.
+    stream: usize,
+}
+
+impl Ports<'static> {
+    const PLAIN: Self = Self {
+        devargs: "",
+        forward: &["set fwd io"],
+        stream: STREAM,
+    };
+}
+
 /// A testpmd inside the namespace that joins each NIC's port with its tap. It does not try again what
 /// a port does not take: that is for the port.
-fn bridge(lab: &Lab, namespace: &Namespace, driver: &Driver, forward: &[&str]) -> Outcome<Testpmd> {
+fn bridge(lab: &Lab, namespace: &Namespace, driver: &Driver, ports: Ports<'_>) -> Outcome<Testpmd> {
     let mut eal = driver.eal_args();
     for id in 0..NICS.len() {
         let socket = lab.path_text(&format!("s{id}"));
-        let port = format!("net_vhost{id},iface={socket},iommu-support=1");
+        let port = format!(
+            "net_vhost{id},iface={socket},iommu-support=1{}",
+            ports.devargs
+        );
         let tap = format!("net_tap{id},iface=tap{id}");
         eal.extend(["--vdev".to_owned(), port, "--vdev".to_owned(), tap]);
     }
@@ -51,7 +71,7 @@ fn bridge(lab: &Lab, namespace: &Namespace, driver: &Driver, forward: &[&str]) -
         namespace.run(&format!("ip link set tap{id} up"))?;
         namespace.run(&format!("ip addr add 10.0.{id}.1/24 dev tap{id}"))?;
     }
-    for command in forward {
+    for command in ports.forward {
         testpmd.run(command)?;
     }
     testpmd.run("start")?;
@@ -128,13 +148,13 @@ struct Setup {
 }
 
 impl Setup {
-    fn new(test: &str, driver: &Driver, iommu: Iommu, forward: &[&str]) -> Outcome<Option<Self>> {
+    fn new(test: &str, driver: &Driver, iommu: Iommu, ports: Ports<'_>) -> Outcome<Option<Self>> {
         let lab = Lab::new(test)?;
         let Some(image) = Image::for_test(test, &lab)? else {
             return Ok(None);
         };
         let namespace = Namespace::new()?;
-        let back = bridge(&lab, &namespace, driver, forward)?;
+        let back = bridge(&lab, &namespace, driver, ports)?;
         let mut guest = Guest::spawn_with(&lab, &image, "qemu", &nics(iommu))?;
         guest.wait_for_boot()?;
         Ok(Some(Self {
@@ -153,14 +173,14 @@ impl Setup {
     }
 }
 
-fn pings_and_streams(test: &str, iommu: Iommu, kind: &str, forward: &[&str]) -> Outcome {
+fn pings_and_streams(test: &str, iommu: Iommu, kind: &str, ports: Ports<'_>) -> Outcome {
     let Some(driver) = ours_only(test)? else {
         return Ok(());
     };
-    let Some(mut setup) = Setup::new(test, &driver, iommu, forward)? else {
+    let Some(mut setup) = Setup::new(test, &driver, iommu, ports)? else {
         return Ok(());
     };
-    let bytes = noise(STREAM);
+    let bytes = noise(ports.stream);
     for (id, index) in (0_u8..).zip(0..NICS.len()) {
         let Setup {
             guest,
@@ -177,12 +197,21 @@ fn pings_and_streams(test: &str, iommu: Iommu, kind: &str, forward: &[&str]) -> 
     // How it was done.
     for port in [0, 2] {
         let xstats = setup.back.xstats(port)?;
-        for name in ["rx_q0_iotlb_misses", "tx_q0_iotlb_hits"] {
+        let value = |name: &str| {
             let found = xstats.iter().find(|(found, _)| found == name);
-            assert!(
-                found.is_some_and(|(_, value)| *value > 0),
-                "{name}: {found:?}"
-            );
+            found.map_or(0, |(_, value)| *value)
+        };
+        for name in ["rx_q0_iotlb_misses", "tx_q0_iotlb_hits"] {
+            assert!(value(name) > 0, "{name}");
+        }
+        if ports.devargs.contains("dmas=") {
+            for queue in ["rx_q0", "tx_q0"] {
+                let packets = value(&format!("{queue}_dma_packets"));
+                // All but those of bursts that found nothing to wait for.
+                assert!(packets > 500, "{queue}: {packets} by engines");
+                let dead = value(&format!("{queue}_dma_engine_dead"));
+                assert_eq!(dead, 0, "{queue}");
+            }
         }
     }
     setup.finish()
@@ -191,21 +220,35 @@ fn pings_and_streams(test: &str, iommu: Iommu, kind: &str, forward: &[&str]) -> 
 #[test]
 fn streams_with_an_address_for_each_buffer() -> Outcome {
     let test = "guest-iommu-strict";
-    pings_and_streams(test, Iommu::Strict, "DMA", &["set fwd io"])
+    pings_and_streams(test, Iommu::Strict, "DMA", Ports::PLAIN)
+}
+
+/// Translations go while packets are under way, again and again.
+#[test]
+fn streams_with_an_address_for_each_buffer_are_copied_by_engines() -> Outcome {
+    let ports = Ports {
+        devargs: ",dmas=[rxq0@sw;txq0@sw],dmathr=0",
+        stream: STREAM / 4,
+        ..Ports::PLAIN
+    };
+    pings_and_streams("guest-iommu-dma", Iommu::Strict, "DMA", ports)
 }
 
 #[test]
 fn streams_with_addresses_that_are_given_up_many_at_a_time() -> Outcome {
     // Up to a hundred times a second all that is known becomes invalid, the rings as well. Until they are
     // known again the port takes nothing, and testpmd must not drop that.
-    let forward = ["set fwd io retry", "set burst tx delay 1000 retry 200"];
-    pings_and_streams("guest-iommu-lazy", Iommu::Lazy, "DMA-FQ", &forward)
+    let ports = Ports {
+        forward: &["set fwd io retry", "set burst tx delay 1000 retry 200"],
+        ..Ports::PLAIN
+    };
+    pings_and_streams("guest-iommu-lazy", Iommu::Lazy, "DMA-FQ", ports)
 }
 
 #[test]
 fn streams_with_addresses_that_stay() -> Outcome {
     let test = "guest-iommu-pt";
-    pings_and_streams(test, Iommu::PassThrough, "identity", &["set fwd io"])
+    pings_and_streams(test, Iommu::PassThrough, "identity", Ports::PLAIN)
 }
 
 /// Both unmap all buffers, and rings, at once, while packets come.
@@ -215,7 +258,7 @@ fn links_and_drivers_come_and_go_under_traffic() -> Outcome {
     let Some(driver) = ours_only(test)? else {
         return Ok(());
     };
-    let Some(mut setup) = Setup::new(test, &driver, Iommu::Strict, &["set fwd io"])? else {
+    let Some(mut setup) = Setup::new(test, &driver, Iommu::Strict, Ports::PLAIN)? else {
         return Ok(());
     };
     let bytes = noise(STREAM / 4);
@@ -279,11 +322,14 @@ fn an_address_for_each_buffer_is_no_slower_than_with_the_c_driver() -> Outcome {
     let Some(ours) = ours_only(test)? else {
         return Ok(());
     };
-    let forward = ["set fwd io retry", "set burst tx delay 100 retry 256"];
+    let ports = Ports {
+        forward: &["set fwd io retry", "set burst tx delay 100 retry 256"],
+        ..Ports::PLAIN
+    };
     let bytes = noise(STREAM);
     let mut times = Vec::new();
     for driver in [&Driver::Stock, &ours] {
-        let Some(mut setup) = Setup::new(test, driver, Iommu::Strict, &forward)? else {
+        let Some(mut setup) = Setup::new(test, driver, Iommu::Strict, ports)? else {
             return Ok(());
         };
         let Setup {
