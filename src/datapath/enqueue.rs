@@ -283,7 +283,7 @@ fn gather<'m, 'p, R: Run, C: Translate<'m>, T: Packet, const F: u32, const A: bo
 
 /// `len` bytes in the buffer at the `nth` slot, when that is as for the short body.
 #[inline(always)]
-fn find_room<'m, R: Run, A: Translate<'m>, const F: u32>(
+pub(super) fn find_room<'m, R: Run, A: Translate<'m>, const F: u32>(
     run: R,
     nth: usize,
     cursor: &mut A,

@@ -4,7 +4,7 @@
 
 use super::{Direction, Offloaded};
 use crate::datapath::copy::{Room, copy_out};
-use crate::datapath::enqueue::{Outcome, Scatter, plan, reserve};
+use crate::datapath::enqueue::{Outcome, Scatter, find_room, plan, reserve};
 use crate::datapath::logging::Logging;
 use crate::datapath::mover::{LEAST_COPIES, Mover};
 use crate::datapath::select::select_offloaded;
@@ -14,7 +14,7 @@ use crate::datapath::{
     header_len, tell,
 };
 use crate::dma::flight::{Flight, Given};
-use crate::memory::{Space, Translate};
+use crate::memory::{GuestRange, Space, Translate};
 use crate::virtio_net::{Header, Plan};
 use crate::virtqueue::{Chain, Reserved, Ring, Virtqueue, look_ahead};
 
@@ -155,6 +155,11 @@ fn enqueue_offloaded<R: Ring, S: Space, L: Logging, P: Release, const F: u32>(
             break;
         }
         let mut cursor = S::cursor(&mut space);
+        let to = (&mut *ring, &mut cursor);
+        if take_short::<R, _, L, P::Packet, F>(&mut mover, to, packet, &mut log) {
+            taken += 1;
+            continue;
+        }
         let chains = (&mut *ring, &mut *chain, &mut cursor);
         let log = L::lend(&mut log);
         match take::<R, _, L, P::Packet, F>(&mut mover, chains, packet, log, asks) {
@@ -247,6 +252,41 @@ struct Asks<'b> {
     counters: &'b QueueCounters,
 }
 
+/// Takes the common packet in a straight line: one segment that asks for nothing, in one buffer of one
+/// descriptor. `false` when it is not so; then nothing has happened.
+#[inline(always)]
+fn take_short<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
+    mover: &mut Mover<'_, Sent<T>>,
+    (ring, cursor): (&mut R, &mut A),
+    packet: T,
+    log: &mut L::Log<'_>,
+) -> bool {
+    let Some(data) = packet.plain() else {
+        return false;
+    };
+    if data.len() > mover.longest() || !mover.flight().fits(1) || ring.ahead(1) == 0 {
+        return false;
+    }
+    let header = header_len(F);
+    let room = header + data.len();
+    let Some((buffer, id)) = find_room::<_, _, F>(ring.run(1), 0, cursor, room) else {
+        return false;
+    };
+    let bytes = Header::default().to_bytes(1);
+    copy_out(buffer, bytes.get(..header).unwrap_or_default());
+    L::mark(log, buffer.first(header));
+    move_out::<_, L>(mover, log, buffer.after(header), data);
+    mover.flight().give(Given {
+        id,
+        slots: 1,
+        len: narrow(buffer.len()),
+    });
+    ring.take(1);
+    let len = narrow(data.len());
+    mover.append(Sent { packet, len }, |at, len| L::mark_at(log, at, len));
+    true
+}
+
 /// Takes a packet, with the chains that it fills.
 fn take<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
     mover: &mut Mover<'_, Sent<T>>,
@@ -330,7 +370,7 @@ fn take<'m, R: Ring, A: Translate<'m>, L: Logging, T: Packet, const F: u32>(
     Outcome::Sent
 }
 
-/// Sends the bytes of one segment: by the CPU now, or planned for the engine.
+/// Sends the bytes of one segment.
 fn send<T: Packet, L: Logging>(
     mover: &mut Mover<'_, Sent<T>>,
     scatter: &mut Scatter<'_, '_, '_, L>,
@@ -344,14 +384,32 @@ fn send<T: Packet, L: Logging>(
         };
         let (now, later) = data.split_at_checked(range.len()).unwrap_or((data, &[]));
         data = later;
-        let len = u32::try_from(now.len()).unwrap_or(u32::MAX);
-        let note = || L::address(&mut scatter.log, range);
-        // SAFETY: `now` are bytes of a packet that the flight has until it is released, which is
-        // after it has landed; `range` is in a table that `Underway` keeps mapped at least as long.
-        let planned = unsafe { mover.plan((now.as_ptr(), range.as_ptr()), len, note) };
-        if !planned {
-            copy_out(range, now);
-            L::mark(&mut scatter.log, range);
-        }
+        move_out::<_, L>(mover, &mut scatter.log, range, now);
     }
+}
+
+/// Sends `data` to `range`, as many bytes as both have: by the CPU now, or planned for the engine.
+#[inline(always)]
+fn move_out<T: Packet, L: Logging>(
+    mover: &mut Mover<'_, Sent<T>>,
+    log: &mut L::Log<'_>,
+    range: GuestRange<'_>,
+    data: &[u8],
+) {
+    let len = narrow(range.len().min(data.len()));
+    let note = || L::address(log, range);
+    // SAFETY: `data` are bytes of a packet that the flight has until it is released, which is after
+    // it has landed; `range` is in a table that `Underway` keeps mapped at least as long. Both have
+    // `len` bytes.
+    let planned = unsafe { mover.plan((data.as_ptr(), range.as_ptr()), len, note) };
+    if !planned {
+        copy_out(range, data);
+        L::mark(log, range);
+    }
+}
+
+/// A length within a packet.
+#[inline(always)]
+fn narrow(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
 }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::super::Enqueue;
 use super::bench::{self, Way, channel, fault, faulty, faulty_benches, lens, offer_again};
 use crate::testing::dma::{Fault, SimEngine};
-use crate::testing::{BUFFERS, Buffer, FakeLog, FakePool, LogRing, NEXT, RINGS, Used};
+use crate::testing::{BUFFERS, Buffer, FakeDriver, FakeLog, FakePool, LogRing, NEXT, RINGS, Used};
 
 type ToGuest = Enqueue<FakePool>;
 type Bench = bench::Bench<ToGuest>;
@@ -247,9 +247,55 @@ fn a_migrated_image_is_equal_to_memory() {
     }
 }
 
+/// The descriptors of a buffer.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    One,
+    Two,
+    Indirect,
+}
+
+impl Shape {
+    fn any() -> impl Strategy<Value = Self> {
+        prop_oneof![Just(Self::One), Just(Self::Two), Just(Self::Indirect)]
+    }
+
+    fn offer(self, driver: &mut FakeDriver) {
+        let two = [Buffer::writable(700), Buffer::writable(5400)];
+        match self {
+            Self::One => driver.offer(&[Buffer::writable(6100)]),
+            Self::Two => driver.offer(&two),
+            Self::Indirect => {
+                let table = driver.indirect(&two);
+                driver.offer(&[table])
+            }
+        };
+    }
+}
+
+#[test]
+fn packets_of_one_segment_find_their_bytes_in_buffers_of_any_shape() {
+    for shapes in [
+        [Shape::One, Shape::Two, Shape::One, Shape::Indirect],
+        [Shape::Two, Shape::One, Shape::Indirect, Shape::One],
+    ] {
+        for mut bench in bench::benches::<ToGuest>(|| SimEngine::new(256).shuffled(5)) {
+            for shape in shapes.into_iter().cycle().take(32) {
+                shape.offer(&mut bench.driver);
+            }
+            assert_eq!(bench.send(4, 1500), 4);
+            // Behind others small ones wait, too.
+            assert_eq!(bench.send(8, 64), 8);
+            assert_eq!(bench.send_all(&[1500, 64, 2000, 1023, 1024, 1500]), 6);
+            assert!(bench.dma(|c| &c.copies) >= 4);
+            bench.settle();
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
-    Offer(usize),
+    Offer(usize, Shape),
     Send(Vec<usize>),
     Reap,
     Drain,
@@ -258,7 +304,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        3 => (1..20_usize).prop_map(Step::Offer),
+        3 => (1..20_usize, Shape::any()).prop_map(|(count, shape)| Step::Offer(count, shape)),
         4 => lens().prop_map(Step::Send),
         2 => Just(Step::Reap),
         1 => Just(Step::Drain),
@@ -285,9 +331,9 @@ proptest! {
         let mut bench = Bench::new(driver, channels);
         for step in steps {
             match step {
-                Step::Offer(count) => {
-                    let free = bench.driver.free_descriptors();
-                    bench.offer(count.min(free), 6100);
+                Step::Offer(count, shape) => {
+                    let free = bench.driver.free_descriptors() / 2;
+                    (0..count.min(free)).for_each(|_| shape.offer(&mut bench.driver));
                 }
                 Step::Send(lens) => { bench.send_all(&lens); }
                 Step::Reap => { bench.reap(usize::MAX); }
