@@ -60,6 +60,7 @@ struct options {
 	bool in_order;
 	bool vectorized;
 	unsigned int queues;
+	bool apart; /* the guest's virtio-net headers lie apart from its packets */
 	unsigned int parked; /* so many packets wait on the guest's side; one-core only */
 	unsigned int ms;    /* per cell */
 	double block;       /* see clock.h; 0: not known yet */

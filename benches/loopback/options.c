@@ -90,6 +90,8 @@ struct options parse_options(int argc, char **argv)
 			options.vectorized = number(value, 0, 1);
 		else if (strcmp(name, "queues") == 0)
 			options.queues = number(value, 1, MAX_QUEUES);
+		else if (strcmp(name, "apart") == 0)
+			options.apart = number(value, 0, 1);
 		else if (strcmp(name, "parked") == 0)
 			options.parked = number(value, 0, 4096);
 		else if (strcmp(name, "ms") == 0)

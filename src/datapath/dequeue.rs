@@ -28,7 +28,8 @@ pub(super) const MAX_FRAME: u64 = 256 * 1024;
 /// A packet in guest memory, ready to be copied.
 #[derive(Clone, Copy)]
 struct Source<'m> {
-    /// Its bytes; before them its header where drivers may ask for something in it.
+    /// Its bytes; before them its header where drivers may ask for something in it, if it may not lie
+    /// apart.
     buffer: GuestRange<'m>,
     id: u16,
 }
@@ -36,8 +37,8 @@ struct Source<'m> {
 impl<'m> Source<'m> {
     /// The bytes of the packet.
     #[inline(always)]
-    fn data<const F: u32>(self) -> GuestRange<'m> {
-        if F & OFFLOADS != 0 {
+    fn data<const F: u32, const A: bool>(self) -> GuestRange<'m> {
+        if F & OFFLOADS != 0 && !A {
             self.buffer.after(header_len(F))
         } else {
             self.buffer
@@ -115,6 +116,8 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
     let with = (features, counters);
     // Where one chain has several descriptors, the next one has, too.
     let mut several = false;
+    // And where one header lies apart, the next one does.
+    let mut apart = false;
     chain.begin_burst();
     while let Some(rest) = out.get_mut(received..)
         && !rest.is_empty()
@@ -127,7 +130,10 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
         let waiting = ring.ahead(asked);
         let found = match waiting {
             0 => break,
-            _ => V::run(|| short::<R, S, P, F>(ring, waiting, &mut space, pool, rest, with)),
+            _ if apart => {
+                V::run(|| short::<R, S, P, F, true>(ring, waiting, &mut space, pool, rest, with))
+            }
+            _ => V::run(|| short::<R, S, P, F, false>(ring, waiting, &mut space, pool, rest, with)),
         };
         let Some(found) = found else { break };
         received += usize::from(found);
@@ -141,6 +147,10 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
         if !ring.has_available() {
             // A packed ring tells only now that it is empty.
             break;
+        }
+        if !apart && ring.size() > 1 {
+            apart = true;
+            continue;
         }
         several = true;
         let rest = out.get_mut(received..).unwrap_or_default();
@@ -166,9 +176,9 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
 }
 
 /// The short body: takes the packets at the next `waiting` slots until one is not for it; how many
-/// that were. `None`: the pool is dry.
+/// that were. With `A` their headers may lie apart. `None`: the pool is dry.
 #[inline(always)]
-fn short<R: Ring, S: Space, P: PacketPool, const F: u32>(
+fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const A: bool>(
     ring: &mut R,
     waiting: u16,
     space: &mut S::Held<'_>,
@@ -184,16 +194,21 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32>(
     }
     let mut slots = Room::<_, PASS>::new();
     let mut sources = slots.filling();
+    let mut slots = Room::<_, PASS>::new();
+    let mut headers = slots.filling();
     for nth in 0..usize::from(run.slots()).min(PASS) {
-        let Some(source) = gather::<_, _, F>(run, nth, &mut cursor, room) else {
+        let Some((source, header)) = gather::<_, _, F, A>(run, nth, &mut cursor, room) else {
             break;
         };
         if F & IN_ORDER == 0 && R::Run::HIDDEN {
             run.put_used(nth, source.id, 0);
         }
         sources.push(source);
+        if F & OFFLOADS != 0 && A {
+            headers.push(header);
+        }
     }
-    let mut sources = sources.done();
+    let (mut sources, headers) = (sources.done(), headers.done());
     let Some(first) = sources.first() else {
         return Some(0);
     };
@@ -211,7 +226,12 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32>(
     let mut tally = Tally::new(counters);
     for (nth, (source, place)) in sources.iter().zip(packets).enumerate() {
         let mut packet = *place;
-        fill::<P, F>(pool, &mut packet, source, &mut tally, features);
+        let header = match headers.get(nth) {
+            Some(header) if A => *header,
+            _ => source.buffer,
+        };
+        let from = (source, header);
+        fill::<P, F, A>(pool, &mut packet, from, &mut tally, features);
         if F & IN_ORDER == 0 && !R::Run::HIDDEN {
             run.put_used(nth, source.id, 0);
         }
@@ -245,21 +265,21 @@ fn allocate_some<P: PacketPool>(pool: &P, out: &mut [P::Packet]) -> usize {
     filled
 }
 
-/// Second pass of the short body: makes a fresh packet that of `source`.
+/// Second pass of the short body: makes a fresh packet that of the source, whose header is given, too.
 #[inline(always)]
-fn fill<P: PacketPool, const F: u32>(
+fn fill<P: PacketPool, const F: u32, const A: bool>(
     pool: &P,
     packet: &mut P::Packet,
-    source: &Source<'_>,
+    (source, header): (&Source<'_>, GuestRange<'_>),
     tally: &mut Tally<'_>,
     features: u64,
 ) {
-    let data = copy_whole(pool.space(packet), source.data::<F>());
+    let data = copy_whole(pool.space(packet), source.data::<F, A>());
     let len = narrow(data.len());
     tally.add(len, data);
     pool.finish(packet, len);
     if F & OFFLOADS != 0 {
-        let header = Header::from_bytes(read_header(source.buffer));
+        let header = Header::from_bytes(read_header(header));
         if !header.is_plain() {
             take_up(pool, packet, header, features);
         }
@@ -267,17 +287,28 @@ fn fill<P: PacketPool, const F: u32>(
 }
 
 /// First pass of the short body: the packet at the `nth` slot, when it is one descriptor, lies in one
-/// region and fits one buffer.
+/// region and fits one buffer; and its header. With `A` the header may have a descriptor of its own.
 #[inline(always)]
-fn gather<'m, R: Run, T: Translate<'m>, const F: u32>(
+fn gather<'m, R: Run, T: Translate<'m>, const F: u32, const A: bool>(
     run: R,
     nth: usize,
     cursor: &mut T,
     room: u16,
-) -> Option<Source<'m>> {
+) -> Option<(Source<'m>, GuestRange<'m>)> {
     let (descriptor, id) = run.peek(nth)?;
     let header = header_len(F);
     let chained = descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT) != 0;
+    if A && chained {
+        let (front, behind) = run.pair(descriptor, cursor)?;
+        if front.len != narrow(header) || behind.len.wrapping_sub(1) >= room.into() {
+            return None;
+        }
+        let front = cursor.known(front.addr, header)?;
+        let len = usize::from(narrow_16(behind.len));
+        let buffer = cursor.known(behind.addr, len)?;
+        ask_for::<F>(front, buffer);
+        return Some((Source { buffer, id }, front));
+    }
     let len = descriptor.len.wrapping_sub(narrow(header));
     // Not empty, and not too long.
     if chained || len.wrapping_sub(1) >= room.into() {
@@ -287,14 +318,25 @@ fn gather<'m, R: Run, T: Translate<'m>, const F: u32>(
     let len = usize::from(narrow_16(len));
     let buffer = cursor.whole(descriptor.addr, header + len)?;
     let data = buffer.after(header);
+    ask_for::<F>(buffer, data);
+    let front = buffer;
+    let buffer = if F & OFFLOADS != 0 && !A {
+        buffer
+    } else {
+        data
+    };
+    Some((Source { buffer, id }, front))
+}
+
+/// Asks for the first lines of a packet, and for its header where that counts.
+#[inline(always)]
+fn ask_for<const F: u32>(header: GuestRange<'_>, data: GuestRange<'_>) {
     // In a DPDK guest the header ends a line and the data begins the next one.
     data.prefetch(0);
     data.prefetch(64);
     if F & OFFLOADS != 0 {
-        buffer.prefetch(0);
+        header.prefetch(0);
     }
-    let buffer = if F & OFFLOADS != 0 { buffer } else { data };
-    Some(Source { buffer, id })
 }
 
 /// A length that the 32 bits of a descriptor cover, or within a frame.

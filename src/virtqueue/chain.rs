@@ -322,3 +322,16 @@ impl<'w, 'm, T: Translate<'m>, V: FnMut(GuestRange<'m>)> ShortWalk<'w, T, V> {
         }
     }
 }
+
+/// The words of both descriptors in the table that `outer` names, when there are two.
+#[inline(always)]
+pub(super) fn table_of_two<'m>(
+    memory: &mut impl Translate<'m>,
+    outer: Descriptor,
+) -> Option<[[u64; 2]; 2]> {
+    if outer.len != 2 * Descriptor::SIZE_U32 {
+        return None;
+    }
+    let table = memory.known_table(outer.addr, 2 * Descriptor::SIZE)?;
+    Some([table.descriptor_words(0)?, table.descriptor_words(1)?])
+}

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::chain::ShortWalk;
+use super::chain::{ShortWalk, table_of_two};
 use super::dirty::entries;
 use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::split::event_passed;
@@ -206,6 +206,21 @@ impl Run for PackedRun<'_> {
         let descriptor = self.descriptors.get(nth)?;
         let available = descriptor.flags & WRAP_BITS == self.available;
         available.then_some((descriptor, descriptor.next))
+    }
+
+    #[inline(always)]
+    fn pair<'m>(
+        self,
+        first: Descriptor,
+        memory: &mut impl Translate<'m>,
+    ) -> Option<(Descriptor, Descriptor)> {
+        // Without a table the second one has a slot of its own.
+        if first.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT) != VRING_DESC_F_INDIRECT {
+            return None;
+        }
+        let [first, second] = table_of_two(memory, first)?.map(Descriptor::from_packed_words);
+        let more = (first.flags | second.flags) & VRING_DESC_F_INDIRECT;
+        (more == 0).then_some((first, second))
     }
 
     #[inline(always)]

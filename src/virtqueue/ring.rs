@@ -172,6 +172,14 @@ pub trait Run: Copy {
     /// the whole chain. `None` when it is not available, or outside the table.
     fn peek(self, nth: usize) -> Option<(Descriptor, u16)>;
 
+    /// The two descriptors of the chain that begins with `first`, which a slot has, when it takes no other
+    /// slot and these are all, or all of its table. Of rings of two descriptors at least.
+    fn pair<'m>(
+        self,
+        first: Descriptor,
+        memory: &mut impl Translate<'m>,
+    ) -> Option<(Descriptor, Descriptor)>;
+
     /// Asks to own the lines where the first `slots` slots are given back.
     fn prefetch_used(self, slots: u16);
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::chain::ShortWalk;
+use super::chain::{ShortWalk, table_of_two};
 use super::dirty::entries;
 use super::ring::{Layout, Monitor, Ring, Run, Walk, Walked, no_ring};
 use super::{
@@ -156,6 +156,26 @@ impl Run for SplitRun<'_> {
     fn peek(self, nth: usize) -> Option<(Descriptor, u16)> {
         let head = self.heads.get(nth)?;
         Some((self.table.get(head)?, head))
+    }
+
+    #[inline(always)]
+    fn pair<'m>(
+        self,
+        first: Descriptor,
+        memory: &mut impl Translate<'m>,
+    ) -> Option<(Descriptor, Descriptor)> {
+        let (first, second) = if first.flags & VRING_DESC_F_INDIRECT != 0 {
+            let [first, second] = table_of_two(memory, first)?.map(Descriptor::from_words);
+            if first.flags & VRING_DESC_F_NEXT == 0 || first.next != 1 {
+                return None;
+            }
+            (first, second)
+        } else {
+            (first, self.table.get(first.next)?)
+        };
+        let more = second.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT)
+            | first.flags & VRING_DESC_F_INDIRECT;
+        (more == 0).then_some((first, second))
     }
 
     #[inline(always)]

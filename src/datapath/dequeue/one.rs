@@ -45,14 +45,16 @@ fn take_one<R: Ring, S: Space, P: PacketPool, const F: u32>(
         return false;
     };
     let room = u16::try_from(pool.room()).unwrap_or(u16::MAX);
-    let source = gather::<_, _, F>(run, 0, &mut S::cursor(&mut space), room);
+    let source = gather::<_, _, F, false>(run, 0, &mut S::cursor(&mut space), room);
     count_lookups(S::release(space), counters);
     // A dry pool is counted by the loops.
-    let Some((source, mut packet)) = source.and_then(|source| Some((source, pool.one()?))) else {
+    let found = source.and_then(|source| Some((source, pool.one()?)));
+    let Some(((source, header), mut packet)) = found else {
         return false;
     };
     let mut tally = Tally::new(counters);
-    fill::<P, F>(pool, &mut packet, &source, &mut tally, features);
+    let from = (&source, header);
+    fill::<P, F, false>(pool, &mut packet, from, &mut tally, features);
     *place = packet;
     if F & IN_ORDER != 0 {
         ring.push_batch(source.id, 1);

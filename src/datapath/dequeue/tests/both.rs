@@ -820,3 +820,63 @@ fn long_frames_arrive_as_far_as_the_pool_goes() {
     assert_eq!(driver.dequeue(32), frames[3..]);
     assert_eq!(driver.pool.live(), 0);
 }
+
+#[test]
+fn headers_apart_and_others_may_come_in_one_burst() {
+    for &size in SIZES.iter().filter(|&&size| size >= 2) {
+        let mut driver = modern(size).packet_room(1000);
+        let mut seed = 0_u8;
+        for round in 0..20 {
+            let (mut frames, mut heads) = (Vec::new(), Vec::new());
+            while driver.free_descriptors() >= usize::from(size.min(3)) && frames.len() < 70 {
+                seed = seed.wrapping_add(1);
+                let len = [1, 60, 64, 300, 999, 1000, 1001][usize::from(seed) % 7];
+                let frame = Frame::new(len, seed);
+                let bytes = driver.with_header(&frame);
+                let pair = cut(&bytes, &[12]);
+                heads.push(match (seed ^ round) % 11 {
+                    0 => driver.send(&frame),
+                    1 if size >= 3 => driver.offer(&cut(&bytes, &[11, 1])),
+                    2 => driver.offer(&cut(&bytes, &[13])),
+                    3 => driver.offer(&cut(&bytes, &[11])),
+                    4..=6 => driver.offer(&pair),
+                    _ => {
+                        let table = driver.indirect(&pair);
+                        driver.offer(&[table])
+                    }
+                });
+                frames.push(frame);
+            }
+            assert_eq!(driver.dequeue(100), frames);
+            let used = heads.into_iter().map(|head| Used {
+                head: head.into(),
+                len: 0,
+            });
+            assert_eq!(driver.used(), used.collect::<Vec<_>>());
+            assert_eq!(driver.pool.live(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_header_apart_that_is_not_one_spoils_its_frame_alone() {
+    for bad in [
+        [Buffer::readable(12).at(UNMAPPED), Buffer::readable(64)],
+        [Buffer::readable(12), Buffer::readable(64).at(UNMAPPED)],
+        [Buffer::readable(12), Buffer::readable(0)],
+        [Buffer::readable(11), Buffer::readable(1)],
+    ] {
+        let mut driver = modern(64);
+        let frames = [1, 2].map(|seed| Frame::new(64, seed));
+        let [first, last] = [&frames[0], &frames[1]].map(|frame| driver.with_header(frame));
+        let table = driver.indirect(&cut(&first, &[12]));
+        driver.offer(&[table]);
+        driver.offer(&bad);
+        let table = driver.indirect(&bad);
+        driver.offer(&[table]);
+        driver.offer(&cut(&last, &[12]));
+        assert_eq!(driver.dequeue(32), frames);
+        assert_eq!(driver.used().len(), 4);
+        assert_eq!(driver.counted(bad_desc) + driver.counted(short), 2);
+    }
+}
