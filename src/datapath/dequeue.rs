@@ -114,31 +114,18 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
         return 0;
     };
     let with = (features, counters);
-    // Where one chain has several descriptors, the next one has, too.
-    let mut several = false;
-    // And where one header lies apart, the next one does.
-    let mut apart = false;
-    chain.begin_burst();
     while let Some(rest) = out.get_mut(received..)
         && !rest.is_empty()
     {
-        let asked = if several {
-            1
-        } else {
-            count(rest.len().min(PASS))
-        };
+        let asked = count(rest.len().min(PASS));
         let waiting = ring.ahead(asked);
         let found = match waiting {
             0 => break,
-            _ if apart => {
-                V::run(|| short::<R, S, P, F, true>(ring, waiting, &mut space, pool, rest, with))
-            }
             _ => V::run(|| short::<R, S, P, F, false>(ring, waiting, &mut space, pool, rest, with)),
         };
         let Some(found) = found else { break };
         received += usize::from(found);
         if found == waiting {
-            several = false;
             if ring.was_all(waiting, asked) {
                 break;
             }
@@ -148,28 +135,10 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
             // A packed ring tells only now that it is empty.
             break;
         }
-        if !apart && ring.size() > 1 {
-            apart = true;
-            continue;
-        }
-        several = true;
         let rest = out.get_mut(received..).unwrap_or_default();
-        let found =
-            V::run(|| chained::dequeue_chained::<R, S, P, F>(ring, &mut space, pool, rest, with));
-        received += found;
-        if found != 0 {
-            continue;
-        }
-        let rest = out.get_mut(received..).unwrap_or_default();
-        let apart = S::cursor(&mut space);
-        match dequeue_chain::<R, _, P, F>(ring, apart, chain, pool, rest, with) {
-            Outcome::Received => received += 1,
-            Outcome::Dropped => {}
-            Outcome::End => break,
-        }
-        if chain.exhausted() {
-            break;
-        }
+        received +=
+            chained::dequeue_rest::<R, S, V, P, F>(ring, &mut space, chain, pool, rest, with);
+        break;
     }
     publish::<_, L>(ring, L::of(log), notifier, S::release(space), counters);
     received

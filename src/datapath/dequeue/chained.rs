@@ -1,16 +1,18 @@
-//! The middle body: frames in chains of several descriptors, or in several packets' buffers. As in the
-//! short body, a first pass finds all bytes, and the second one copies them.
+//! Bursts that have chains of several descriptors, and the middle body, for frames in such chains or in
+//! several packets' buffers. As in the short body, a first pass finds all bytes, and the second one copies
+//! them.
 #![forbid(unsafe_code)]
 
-use super::{HeaderBytes, MAX_FRAME, give_back, narrow};
+use super::{HeaderBytes, MAX_FRAME, Outcome, dequeue_chain, give_back, narrow, short};
 use crate::datapath::copy::{Room, copy_in};
+use crate::datapath::level::Level;
 use crate::datapath::offload::take_up;
 use crate::datapath::{
     OFFLOADS, PASS, Packet, PacketPool, QueueCounters, Tally, count, header_len,
 };
 use crate::memory::{GuestRange, Space};
 use crate::virtio_net::Header;
-use crate::virtqueue::{Ring, SHORT_WALK, Walked};
+use crate::virtqueue::{Chain, Ring, SHORT_WALK, Walked};
 
 /// The most buffers that a pass takes.
 const BUFFERS: usize = 4 * SHORT_WALK;
@@ -27,11 +29,69 @@ struct Source {
     segments: usize,
 }
 
+/// The rest of a burst that has chains of several descriptors: where one has, the next one has, too.
+/// Apart, so that bursts without them have nothing to do with it.
+#[inline(never)]
+pub(super) fn dequeue_rest<R: Ring, S: Space, V: Level, P: PacketPool, const F: u32>(
+    ring: &mut R,
+    space: &mut S::Held<'_>,
+    chain: &mut Chain,
+    pool: &P,
+    out: &mut [P::Packet],
+    with: (u64, &QueueCounters),
+) -> usize {
+    let mut received = 0;
+    let mut long = false;
+    chain.begin_burst();
+    while let Some(rest) = out.get_mut(received..)
+        && !rest.is_empty()
+    {
+        let asked = if long { 1 } else { count(rest.len().min(PASS)) };
+        let waiting = ring.ahead(asked);
+        let found = match waiting {
+            0 => break,
+            // No table of two is allowed.
+            _ if ring.size() == 1 => Some(0),
+            _ => V::run(|| short::<R, S, P, F, true>(ring, waiting, space, pool, rest, with)),
+        };
+        let Some(found) = found else { break };
+        received += usize::from(found);
+        if found == waiting {
+            long = false;
+            if ring.was_all(waiting, asked) {
+                break;
+            }
+            continue;
+        }
+        if !ring.has_available() {
+            break;
+        }
+        long = true;
+        let rest = out.get_mut(received..).unwrap_or_default();
+        let found = V::run(|| dequeue_chained::<R, S, P, F>(ring, space, pool, rest, with));
+        received += found;
+        if found != 0 {
+            continue;
+        }
+        let rest = out.get_mut(received..).unwrap_or_default();
+        let cursor = S::cursor(space);
+        match dequeue_chain::<R, _, P, F>(ring, cursor, chain, pool, rest, with) {
+            Outcome::Received => received += 1,
+            Outcome::Dropped => {}
+            Outcome::End => break,
+        }
+        if chain.exhausted() {
+            break;
+        }
+    }
+    received
+}
+
 /// Takes the frames at the front of the ring until one is not for this body; how many that were. Not
 /// for it, and for the general one: what is no frame, or not known yet, has too many buffers, gets a
 /// large one, or finds the pool nearly dry.
 #[inline(always)]
-pub(super) fn dequeue_chained<R: Ring, S: Space, P: PacketPool, const F: u32>(
+fn dequeue_chained<R: Ring, S: Space, P: PacketPool, const F: u32>(
     ring: &mut R,
     space: &mut S::Held<'_>,
     pool: &P,
