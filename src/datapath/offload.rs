@@ -16,10 +16,25 @@ pub(super) fn take_up<P: PacketPool>(
     header: Header,
     features: u64,
 ) {
+    if header.is_missing_sum() && take_up_sum(pool, packet, header, features, Headers::usual) {
+        return;
+    }
+    take_up_any(pool, packet, header, features);
+}
+
+/// Takes up that the checksum is missing from a packet whose headers `look` knows; false when it is another
+/// packet.
+#[inline(always)]
+fn take_up_sum<P: PacketPool>(
+    pool: &P,
+    packet: &mut P::Packet,
+    header: Header,
+    features: u64,
+    look: impl Fn(&[u8]) -> Option<Headers>,
+) -> bool {
     let first = packet.segments().next().unwrap_or_default();
     let whole = first.len() == packet.len() as usize;
-    if header.is_missing_sum()
-        && let Some(headers) = Headers::usual(first)
+    if let Some(headers) = look(first)
         && let Some(transport) = headers.transport
         && header.csum_start <= headers.l2_len + headers.l3_len + headers.l4_len
         && whole
@@ -42,14 +57,17 @@ pub(super) fn take_up<P: PacketPool>(
             datagram: Datagram::Unknown,
         };
         pool.mark(packet, marks);
-        return;
+        return true;
     }
-    take_up_any(pool, packet, header, features);
+    false
 }
 
 /// The same for any header and any frame.
 #[inline(never)]
 fn take_up_any<P: PacketPool>(pool: &P, packet: &mut P::Packet, header: Header, features: u64) {
+    if header.is_missing_sum() && take_up_sum(pool, packet, header, features, Headers::less_usual) {
+        return;
+    }
     let mut start = [0; HEADERS_LEN];
     let first = packet.segments().next().unwrap_or_default();
     let first_len = first.len();
