@@ -47,6 +47,18 @@ struct Inner {
     halted: Option<Halted>,
 }
 
+/// The time of [`Instant`], whose `now` can panic, as far as a compiler sees: not for bursts.
+fn uptime_ms() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: room for the answer. This clock is there, or the answer stays 0.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let ms = now.tv_sec.saturating_mul(1000) + now.tv_nsec / 1_000_000;
+    u64::try_from(ms).unwrap_or(0)
+}
+
 impl Inner {
     fn boards(&self) -> impl Iterator<Item = &Board> {
         self.users.iter().flatten().map(|board| &**board)
@@ -107,15 +119,19 @@ impl Inner {
         }
         match health {
             Health::Running => None,
-            Health::Halted => self.recover(),
+            Health::Halted => self.recover_now(),
             Health::Dead => Some("it does not answer, or makes no sense"),
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn recover(&mut self) -> Option<&'static str> {
-        let now = self.clock;
+    fn recover_now(&mut self) -> Option<&'static str> {
+        self.recover(uptime_ms())
+    }
+
+    /// `now` in milliseconds.
+    fn recover(&mut self, now: u64) -> Option<&'static str> {
         let recent = |then: u64| now.saturating_sub(then) < RECOVERY_PERIOD_MS;
         let place = self
             .recoveries
@@ -375,7 +391,7 @@ impl Channel {
         inner.nudged = Some((inner.copies.reported, now));
         let why = match inner.engine.nudge() {
             Health::Running => None,
-            Health::Halted => inner.recover(),
+            Health::Halted => inner.recover_now(),
             Health::Dead => Some("it does not answer, or makes no sense"),
         };
         if let Some(why) = why {
