@@ -177,7 +177,7 @@ static void forwarding_peer(const struct bench *bench, const struct cell *cell, 
 	uint64_t last = 0;
 	unsigned int turn = 0;
 	for (; have < under_way; have++)
-		packets[have] = make_packet(bench->guest_pool, cell->size, have);
+		packets[have] = make_packet(bench->options.checksum, bench->guest_pool, cell->size, have);
 	while (read_word(&shared.stop) < number) {
 		note_gaps(&last, &turn);
 		uint16_t sent = rte_eth_tx_burst(bench->guest, 0, packets, (uint16_t)have);
@@ -193,11 +193,11 @@ static void forwarding_peer(const struct bench *bench, const struct cell *cell, 
 		check_deadline(deadline, "packets are missing on the guest's side");
 	}
 	for (unsigned int i = 0; i < have; i++) {
-		unsigned int id = packet_id(packets[i]);
+		unsigned int id = packet_id(bench->options.checksum, packets[i]);
 		if (id >= under_way || seen[id])
 			die("packet %u came twice, or from nowhere", id);
 		seen[id] = true;
-		check_payload(packets[i], cell->size, id);
+		check_payload(bench->options.checksum, packets[i], cell->size, id);
 		rte_pktmbuf_free(packets[i]);
 	}
 	write_word(&shared.idle, number);

@@ -139,10 +139,8 @@ static void counted_turn(const struct bench *bench, const struct cell *cell, uin
 		die("%u of %u packets received", received, burst);
 	if (cell->size == 0)
 		return;
-	for (uint16_t i = 0; bench->options.checksum >= PASSED && i < burst; i++)
-		ask_for_checksum(packets[i]);
-	for (uint16_t i = 0; bench->options.checksum == VLAN && i < burst; i++)
-		ask_for_tag(packets[i]);
+	for (uint16_t i = 0; i < burst; i++)
+		port_asks(bench, packets[i]);
 	begin_counting();
 	uint16_t sent = rte_eth_tx_burst(bench->vhost, 0, packets, burst);
 	*tx = end_counting();

@@ -26,6 +26,11 @@ enum checksum {
 	UNUSED,   /* the UDP checksum: negotiated, no packet asks */
 	PASSED,   /* each packet asks, the port passes it on */
 	SOFTWARE, /* each packet asks, the port computes it on rx since the application did not offer to */
+	IP,       /* as PASSED, and the port makes the checksum of the IPv4 header */
+	IPV6,     /* as PASSED, over IPv6 */
+	SEGMENTS, /* as PASSED, in two segments: headers and payload */
+	MARKS,    /* the port sends packets with the marks with which it received them, and nothing asked */
+	UNSUMMED, /* the guest takes no packets without checksum: the port computes it on tx */
 };
 
 /* Which way the packets go in the free-running mode. */
@@ -96,12 +101,13 @@ void check_deadline(uint64_t deadline, const char *what);
 void make_packets(const struct bench *bench, const struct cell *cell, struct packets *packets);
 void free_packets(const struct bench *bench, const struct cell *cell, struct packets *packets);
 void check_packets(const struct bench *bench, const struct cell *cell, const struct packets *packets);
-void check_payload(const struct rte_mbuf *packet, unsigned int size, unsigned int id);
-unsigned int packet_id(const struct rte_mbuf *packet);
-struct rte_mbuf *make_packet(struct rte_mempool *pool, unsigned int size, unsigned int id);
+void check_payload(enum checksum checksum, const struct rte_mbuf *packet, unsigned int size, unsigned int id);
+unsigned int packet_id(enum checksum checksum, const struct rte_mbuf *packet);
+struct rte_mbuf *make_packet(enum checksum checksum, struct rte_mempool *pool, unsigned int size,
+			     unsigned int id);
 void touch_packet(struct rte_mbuf *packet);
-void ask_for_checksum(struct rte_mbuf *packet);
-void ask_for_tag(struct rte_mbuf *packet);
+void guest_asks(enum checksum checksum, struct rte_mbuf *packet);
+void port_asks(const struct bench *bench, struct rte_mbuf *packet);
 void check_received(enum checksum checksum, const struct rte_mbuf *packet, unsigned int size);
 
 /* peer.c */

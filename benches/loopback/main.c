@@ -5,7 +5,8 @@
  *   plugin=PATH|stock   the driver; PATH is absolute
  *   mode=one-core|lock-step|free-running|instructions
  *   cells=SIZExBURST[xFLOW],...   size 0 is an empty poll; flows: forward, to-host, to-guest
- *   ring=256 packed=0 mergeable=1 in_order=0 vectorized=0 queues=1 checksum=plain|vlan|unused|passed|software
+ *   ring=256 packed=0 mergeable=1 in_order=0 vectorized=0 queues=1
+ *   checksum=plain|vlan|unused|passed|software|ip|ipv6|segments|marks|unsummed   see loopback.h
  *   parked=0            so many packets wait on the guest's side, whose buffers are cold then; one-core only
  *   apart=0             the header of each of the guest's packets has a descriptor of its own
  *   devargs=,dmas=[txq0@dma_skeleton] vdev=dma_skeleton   more for the port, and a device to make first;

@@ -48,7 +48,8 @@ static void parse_cells(struct options *options, char *text)
 struct options parse_options(int argc, char **argv)
 {
 	static const char *const modes[] = { "one-core", "lock-step", "free-running", "instructions" };
-	static const char *const checksums[] = { "plain", "vlan", "unused", "passed", "software" };
+	static const char *const checksums[] = { "plain", "vlan", "unused", "passed", "software",
+						 "ip",	  "ipv6", "segments", "marks", "unsummed" };
 	static char path[64];
 	struct options options = { .ring = 256,
 				   .mergeable = true,
@@ -77,7 +78,7 @@ struct options parse_options(int argc, char **argv)
 		else if (strcmp(name, "mode") == 0)
 			options.mode = one_of(value, modes, 4);
 		else if (strcmp(name, "checksum") == 0)
-			options.checksum = one_of(value, checksums, 5);
+			options.checksum = one_of(value, checksums, RTE_DIM(checksums));
 		else if (strcmp(name, "ring") == 0)
 			options.ring = number(value, 64, 1024);
 		else if (strcmp(name, "packed") == 0)

@@ -31,8 +31,6 @@ void peer_receives(const struct bench *bench, const struct cell *cell, uint16_t 
 	while ((received += rte_eth_rx_burst(bench->guest, queue, packets->of[queue] + received,
 					     (uint16_t)(cell->burst - received))) < cell->burst)
 		check_deadline(deadline, "packets are missing on the guest's side");
-	if (bench->options.checksum < PASSED)
-		return;
 	for (unsigned int i = 0; i < cell->burst; i++)
-		ask_for_checksum(packets->of[queue][i]);
+		guest_asks(bench->options.checksum, packets->of[queue][i]);
 }

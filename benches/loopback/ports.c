@@ -131,7 +131,7 @@ void start_ports(struct bench *bench)
 		 options->devargs);
 	if (rte_eal_hotplug_add("vdev", "net_vhost0", args) != 0)
 		die("net_vhost0: %s", rte_strerror(rte_errno));
-	bool offered = options->checksum == UNUSED || options->checksum == PASSED;
+	bool offered = options->checksum >= UNUSED && options->checksum != SOFTWARE;
 	bench->vhost = start_port("net_vhost0", options, bench->vhost_pool, offered,
 				  options->checksum == VLAN);
 	print_driver(bench->vhost);
@@ -144,7 +144,7 @@ void start_ports(struct bench *bench)
 	if (rte_eal_hotplug_add("vdev", "net_virtio_user0", args) != 0)
 		die("net_virtio_user0: %s", rte_strerror(rte_errno));
 	bench->guest = start_port("net_virtio_user0", options, bench->guest_pool,
-				  options->checksum >= UNUSED, false);
+				  options->checksum >= UNUSED && options->checksum != UNSUMMED, false);
 	struct rte_eth_link link = { 0 };
 	uint64_t deadline = deadline_in(10);
 	while (rte_eth_link_get_nowait(bench->vhost, &link) == 0 && !link.link_status) {

@@ -26,10 +26,8 @@ void vhost_turn(const struct bench *bench, const struct cell *cell, uint16_t que
 	}
 	for (uint16_t i = 0; check && i < burst; i++)
 		check_received(bench->options.checksum, packets[i], cell->size);
-	for (uint16_t i = 0; bench->options.checksum >= PASSED && i < burst; i++)
-		ask_for_checksum(packets[i]);
-	for (uint16_t i = 0; bench->options.checksum == VLAN && i < burst; i++)
-		ask_for_tag(packets[i]);
+	for (uint16_t i = 0; i < burst; i++)
+		port_asks(bench, packets[i]);
 
 	start = begin_stamp();
 	uint16_t sent = rte_eth_tx_burst(bench->vhost, queue, packets, burst);

@@ -30,6 +30,16 @@ pub(super) enum Checksum {
     Passed,
     /// Each packet asks, the port computes it on rx.
     Software,
+    /// As `Passed`, and the port makes the checksum of the IPv4 header.
+    Ip,
+    /// As `Passed`, over IPv6.
+    Ipv6,
+    /// As `Passed`, in two segments.
+    Segments,
+    /// The port sends packets on with the marks of a missing checksum.
+    Marks,
+    /// The guest takes no packets without checksum, so the port computes it on tx.
+    Unsummed,
 }
 
 /// Which way packets go in the free-running mode.
@@ -95,6 +105,11 @@ impl Checksum {
             Self::Unused => "unused",
             Self::Passed => "passed",
             Self::Software => "software",
+            Self::Ip => "ip",
+            Self::Ipv6 => "ipv6",
+            Self::Segments => "segments",
+            Self::Marks => "marks",
+            Self::Unsummed => "unsummed",
         }
     }
 }

@@ -13,7 +13,7 @@ const BEGIN: &str = "<!-- cargo xtask bench --docs writes from here -->";
 const END: &str = "<!-- to here -->";
 
 /// The rows: bursts of plain packets, then what is special.
-const ROWS: [(u32, u32, Checksum, &str); 10] = [
+const ROWS: [(u32, u32, Checksum, &str); 14] = [
     (64, 1, Checksum::Plain, "64 B, burst 1"),
     (64, 4, Checksum::Plain, "64 B, burst 4"),
     (64, 32, Checksum::Plain, "64 B, burst 32"),
@@ -23,6 +23,20 @@ const ROWS: [(u32, u32, Checksum, &str); 10] = [
     (9000, 32, Checksum::Plain, "9000 B, burst 32"),
     (1518, 32, Checksum::Software, "1518 B, checksum in software"),
     (1518, 32, Checksum::Passed, "1518 B, checksum passed on"),
+    (64, 32, Checksum::Ip, "64 B, IPv4 header's checksum made"),
+    (
+        1518,
+        32,
+        Checksum::Ip,
+        "1518 B, IPv4 header's checksum made",
+    ),
+    (64, 32, Checksum::Ipv6, "64 B, IPv6, checksum passed on"),
+    (
+        64,
+        32,
+        Checksum::Unsummed,
+        "64 B, guest takes no partial checksum",
+    ),
     (0, 32, Checksum::Plain, "empty poll"),
 ];
 

@@ -25,8 +25,12 @@ pub(super) fn matrix(level: Level) -> Vec<Group> {
         for setup in rings(mode, level) {
             groups.extend(grouped(&setup, &cells(level)));
         }
-        for setup in offloads(mode, level) {
-            groups.extend(grouped(&setup, &[Cell::new(64, 32), Cell::new(1518, 32)]));
+        for setup in offloads(mode) {
+            let cells = [Cell::new(64, 32), Cell::new(1518, 32)];
+            let cells = cells
+                .into_iter()
+                .filter(|cell| level != Level::Quick || is_quick(mode, setup.checksum, cell.size));
+            groups.extend(grouped(&setup, &cells.collect::<Vec<_>>()));
         }
         for packed in LAYOUTS {
             let setup = Setup {
@@ -81,24 +85,36 @@ fn rings(mode: Mode, level: Level) -> Vec<Setup> {
     setups
 }
 
-fn offloads(mode: Mode, level: Level) -> Vec<Setup> {
-    let mut setups = Vec::new();
-    for packed in LAYOUTS {
-        for checksum in [
-            Checksum::Vlan,
-            Checksum::Unused,
-            Checksum::Passed,
-            Checksum::Software,
-        ] {
-            if level != Level::Quick || checksum == Checksum::Software {
-                setups.push(Setup {
-                    checksum,
-                    ..Setup::plain(mode, packed)
-                });
-            }
-        }
+/// What packets may ask for.
+const ASKED: [Checksum; 9] = [
+    Checksum::Vlan,
+    Checksum::Unused,
+    Checksum::Passed,
+    Checksum::Software,
+    Checksum::Ip,
+    Checksum::Ipv6,
+    Checksum::Segments,
+    Checksum::Marks,
+    Checksum::Unsummed,
+];
+
+fn offloads(mode: Mode) -> Vec<Setup> {
+    let setup = |packed, checksum| Setup {
+        checksum,
+        ..Setup::plain(mode, packed)
+    };
+    let of_layout = |packed| ASKED.map(|checksum| setup(packed, checksum));
+    LAYOUTS.into_iter().flat_map(of_layout).collect()
+}
+
+/// What a quick run has of that.
+fn is_quick(mode: Mode, checksum: Checksum, size: u32) -> bool {
+    match checksum {
+        Checksum::Software => true,
+        Checksum::Ip => mode == Mode::OneCore,
+        Checksum::Ipv6 | Checksum::Unsummed => mode == Mode::OneCore && size == 64,
+        _ => false,
     }
-    setups
 }
 
 /// The guest's buffers come from further away than its second cache.
@@ -119,7 +135,7 @@ fn instructions() -> Vec<Group> {
         let mut cells = vec![Cell::new(64, 1), Cell::new(64, 4)];
         cells.extend([64, 512, 1518, 0].map(|size| Cell::new(size, 32)));
         groups.extend(grouped(&plain, &cells));
-        for checksum in [Checksum::Passed, Checksum::Software] {
+        for checksum in ASKED.into_iter().filter(|asked| *asked != Checksum::Unused) {
             let setup = Setup {
                 checksum,
                 ..plain.clone()
