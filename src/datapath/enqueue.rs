@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod one;
+mod one_by_one;
 
 use one::send_one;
+use one_by_one::enqueue_one_by_one;
 
 use super::copy::{Matched, Room, copy_out, copy_pair};
 use super::counters::add;
@@ -11,9 +13,7 @@ use super::level::Level;
 use super::logging::Logging;
 use super::{MERGEABLE, PASS, Packet, QueueCounters, Release, Tally, count, header_len, publish};
 use crate::memory::{Cursor, GuestRange, Space, Translate};
-use crate::virtio_net::{
-    Header, Plan, Refused, Unsummed, VIRTIO_NET_HDR_F_NEEDS_CSUM, takes_unsummed,
-};
+use crate::virtio_net::{Changes, Header, Plan, Refused, Sum, Word, takes_unsummed};
 use crate::virtqueue::{
     Chain, Reserved, Ring, Run, Segment, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE, Virtqueue, Walk, Walked, after_a_miss, look_ahead,
@@ -29,15 +29,10 @@ struct Target<'m, 'p, const F: u32> {
 /// What is asked for with a packet.
 #[derive(Clone, Copy, Default)]
 struct Asks<'m> {
-    /// That the driver makes a checksum, which begins here.
-    start: u16,
-    /// Where its field is from there on; 0: none.
-    offset: u16,
-    /// What stands there.
-    value: [u8; 2],
-    /// A tag. All that is behind it is in its place, as if the buffer began a tag later; this is what
-    /// the buffer really begins with.
-    tag: Option<(u16, GuestRange<'m>)>,
+    changes: Changes,
+    /// With a tag, all that is behind it is in its place, as if the buffer began a tag later; this is
+    /// what the buffer really begins with.
+    front: Option<GuestRange<'m>>,
 }
 
 /// Bytes of a VLAN tag, and of the addresses that stand before it.
@@ -104,45 +99,17 @@ fn send_many<R: Ring, S: Space, L: Logging, V: Level, P: Release, const F: u32>(
         let found = match waiting {
             0 => break,
             _ => V::run(|| {
-                short::<R, S, L, P::Packet, F, false>(ring, with, (rest, false), counters)
+                short::<R, S, L, V, P::Packet, F, false>(ring, with, (rest, false), counters)
             }),
         };
         taken += usize::from(found);
         if found == waiting {
             continue;
         }
-        let rest = rest.get(found.into()..).unwrap_or_default();
-        let with = (&mut space, &mut log);
-        let asking = short_asking::<R, S, L, V, _, F>(ring, with, rest, features, counters);
-        taken += usize::from(asking);
-        if asking != 0 {
-            continue;
-        }
-        let with = (&mut space, &mut log);
         let rest = packets.get(taken..).unwrap_or_default();
-        let sent = enqueue_one_by_one::<R, S, L, _, F>(ring, with, rest, features, counters);
-        taken += sent;
-        if sent != 0 {
-            continue;
-        }
-        let Some(&next) = packets.get(taken) else {
-            break;
-        };
-        let apart = S::cursor(&mut space);
-        match enqueue_chains::<R, _, L, P::Packet, F>(
-            ring,
-            apart,
-            chain,
-            (next, features),
-            L::lend(&mut log),
-            counters,
-        ) {
-            Outcome::Sent | Outcome::Dropped => taken += 1,
-            Outcome::NoRoom => break,
-        }
-        if chain.exhausted() {
-            break;
-        }
+        let with = (&mut space, &mut log);
+        taken += send_unusual::<R, S, L, V, _, F>(ring, with, chain, (rest, features), counters);
+        break;
     }
     look_ahead(ring, chain, &mut S::cursor(&mut space));
     publish::<_, L>(ring, Some(log), notifier, S::release(space), counters);
@@ -150,30 +117,87 @@ fn send_many<R: Ring, S: Space, L: Logging, V: Level, P: Release, const F: u32>(
     taken
 }
 
-/// The short body for packets that may ask for a tag and, of a driver that takes that, for a checksum.
+/// Sends the rest of a burst in which there is more than plain packets and simple buffers, until one
+/// finds no room; how many were taken.
 #[inline(never)]
-fn short_asking<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32>(
+fn send_unusual<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32>(
     ring: &mut R,
-    with: (&mut S::Held<'_>, &mut L::Log<'_>),
-    packets: &[T],
-    features: u64,
+    (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
+    chain: &mut Chain,
+    (packets, features): (&[T], u64),
     counters: &QueueCounters,
-) -> u16 {
-    let little = packets.first().and_then(Packet::little);
+) -> usize {
     let sums = takes_unsummed(features);
-    if little.is_none_or(|little| little.sum.is_some() && !sums) {
-        return 0;
+    let mut taken = 0;
+    // A plain packet was left for its buffer, or for its segments.
+    let mut simple = packets.first().is_some_and(|next| next.plain().is_none());
+    // Where one chain has several descriptors, the next one has, too.
+    let mut chained = false;
+    while let Some(&(mut next)) = packets.get(taken) {
+        let rest = packets.get(taken..).unwrap_or_default();
+        chained = chained && !is_single(ring);
+        if !chained {
+            if simple && is_little(next) {
+                let waiting = ring.ahead(count(rest.len().min(PASS)));
+                let rest = rest.get(..waiting.into()).unwrap_or_default();
+                let with = (&mut *space, &mut *log);
+                let sent =
+                    V::run(|| short::<R, S, L, V, T, F, true>(ring, with, (rest, sums), counters));
+                taken += usize::from(sent);
+                simple = sent == waiting;
+                if sent != 0 {
+                    continue;
+                }
+            }
+            let with = (&mut *space, &mut *log);
+            let sent = enqueue_one_by_one::<R, S, L, V, T, F>(ring, with, (rest, sums), counters);
+            taken += sent;
+            simple = true;
+            if sent != 0 {
+                let Some(&left) = packets.get(taken) else {
+                    break;
+                };
+                if left.little().is_some_and(|little| little.tag.is_some()) {
+                    continue;
+                }
+                next = left;
+            }
+        }
+        let apart = S::cursor(space);
+        let with = (next, features);
+        match enqueue_chains::<R, _, L, T, F>(ring, apart, chain, with, L::lend(log), counters) {
+            Outcome::Sent | Outcome::Dropped => taken += 1,
+            Outcome::NoRoom => break,
+        }
+        if chain.exhausted() {
+            break;
+        }
+        (simple, chained) = (true, true);
     }
-    // Those that were taken shortly before may have been the last ones up to the end of the ring.
-    let packets = packets.get(..ring.ahead(count(packets.len())).into());
-    let packets = packets.unwrap_or_default();
-    V::run(|| short::<R, S, L, T, F, true>(ring, with, (packets, sums), counters))
+    taken
+}
+
+/// Whether the next chain is one descriptor.
+#[inline(always)]
+fn is_single<R: Ring>(ring: &R) -> bool {
+    let run = ring.run(ring.ahead(1));
+    let next = if run.slots() == 0 { None } else { run.peek(0) };
+    next.is_some_and(|(descriptor, _)| {
+        descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT) == 0
+    })
+}
+
+/// Whether the packet is for the short body, as far as that can be seen without its bytes.
+#[inline(always)]
+fn is_little<T: Packet>(packet: T) -> bool {
+    packet.whole().is_some() && packet.little().is_some()
 }
 
 /// The short body: sends `packets`, no more than slots wait, until one is not for it; how many that
-/// were. With `A` they may ask for a tag, and with `sums` for a checksum.
+/// were. With `A` they may ask for a tag and for checksums, and `sums` says whether the driver takes
+/// them without.
 #[inline(always)]
-fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const A: bool>(
+fn short<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32, const A: bool>(
     ring: &mut R,
     (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
     (packets, sums): (&[T], bool),
@@ -213,11 +237,11 @@ fn short<R: Ring, S: Space, L: Logging, T: Packet, const F: u32, const A: bool>(
     };
     for (nth, target) in targets.iter().enumerate() {
         let asks = asks_of(nth);
-        put::<F, A>(target, asks);
+        put::<V, F, A>(target, asks);
         L::mark(log, target.both.buffer());
         let data = target.both.data();
         let mut len = data.len();
-        if A && let Some((_, front)) = asks.tag {
+        if A && let Some(front) = asks.front {
             L::mark(log, front);
             len += TAG_LEN;
         }
@@ -242,37 +266,24 @@ fn gather<'m, 'p, R: Run, C: Translate<'m>, T: Packet, const F: u32, const A: bo
     (packet, sums): (&'p T, bool),
 ) -> Option<(Target<'m, 'p, F>, Asks<'m>)> {
     let mut asks = Asks::default();
-    let mut tag = None;
-    let data = match packet.plain() {
-        Some(data) => data,
-        None if A => {
-            let data = packet.segments().next()?;
-            if data.len() != packet.len() as usize {
-                return None;
-            }
-            let little = packet.little()?;
-            if little.sum.is_some() && !sums {
-                return None;
-            }
-            if let Some(sum) = little.sum {
-                let unsummed = Unsummed::of(sum, data)?;
-                asks.start = unsummed.header.csum_start;
-                asks.offset = unsummed.header.csum_offset;
-                asks.value = unsummed.value;
-            }
-            tag = little.tag;
-            data
+    let data = if A {
+        let data = packet.whole()?;
+        asks.changes = changes_of(packet, data, sums);
+        if asks.changes == Changes::UNKNOWN {
+            return None;
         }
-        None => return None,
+        data
+    } else {
+        packet.plain()?
     };
     let room = header_len(F) + data.len();
-    if A && let Some(tag) = tag {
+    if A && asks.changes.tag().is_some() {
         if data.len() < ADDRESSES_LEN {
             return None;
         }
         let (buffer, id) = find_room::<_, _, F>(run, nth, cursor, room + TAG_LEN)?;
         let front = buffer.first(header_len(F) + ADDRESSES_LEN + TAG_LEN);
-        asks.tag = Some((tag, front));
+        asks.front = Some(front);
         let both = Matched::new(buffer.after(TAG_LEN), data)?;
         return Some((Target { both, id }, asks));
     }
@@ -313,7 +324,11 @@ pub(super) fn find_room<'m, R: Run, A: Translate<'m>, const F: u32>(
 /// What the used descriptor of `target` says: header and data.
 #[inline(always)]
 fn used<const F: u32, const A: bool>(target: &Target<'_, '_, F>, asks: Asks<'_>) -> u32 {
-    let tag = if A && asks.tag.is_some() { TAG_LEN } else { 0 };
+    let tag = if A && asks.changes.tag().is_some() {
+        TAG_LEN
+    } else {
+        0
+    };
     narrow(target.both.buffer().len() + tag)
 }
 
@@ -327,163 +342,54 @@ fn narrow(len: usize) -> u32 {
     len as u32
 }
 
+/// What changes in a packet of one segment. A call, which leaves the loop around its registers, and
+/// there is one such function for all bodies.
+#[inline(never)]
+fn changes_of<T: Packet>(packet: &T, data: &[u8], sums: bool) -> Changes {
+    let little = packet.little();
+    let changes = little.and_then(|little| Changes::of(little, data, data.len(), sums));
+    changes.unwrap_or(Changes::UNKNOWN)
+}
+
+/// The checksum that the driver does not make, for a packet of one segment.
+#[inline(never)]
+fn complete<V: Level>(mut changes: Changes, data: &[u8]) -> Changes {
+    changes.complete(data, std::iter::once(data), add_to_sum::<V>);
+    changes
+}
+
+/// The sum of pieces of a packet, so far.
+#[inline(always)]
+fn add_to_sum<V: Level>(mut sum: Sum, piece: &[u8]) -> Sum {
+    V::run(|| {
+        sum.add(piece);
+        sum
+    })
+}
+
 /// Second pass: header and data.
 #[inline(always)]
-fn put<const F: u32, const A: bool>(target: &Target<'_, '_, F>, asks: Asks<'_>) {
-    let Asks {
-        start,
-        offset,
-        value,
-        tag,
-    } = asks;
-    if !A || (offset == 0 && tag.is_none()) {
+fn put<V: Level, const F: u32, const A: bool>(target: &Target<'_, '_, F>, asks: Asks<'_>) {
+    if !A {
         return target.both.put((0, 0));
     }
-    let shift = if tag.is_some() { TAG_LEN as u64 } else { 0 };
-    let asks = if offset == 0 {
-        (0, 0)
-    } else {
-        let start = u64::from(start) + shift;
-        (u64::from(VIRTIO_NET_HDR_F_NEEDS_CSUM) | start << 48, offset)
-    };
-    match tag {
-        Some((tag, front)) => {
-            let [t0, t1] = tag.to_be_bytes();
+    let Asks { mut changes, front } = asks;
+    if changes.is_incomplete() {
+        changes = complete::<V>(changes, target.both.data());
+    }
+    match front {
+        Some(front) => {
+            let [t0, t1] = changes.tag().unwrap_or_default().to_be_bytes();
+            let asks = changes.header(TAG_LEN);
             target.both.put_tagged(asks, front, [0x81, 0x00, t0, t1]);
         }
-        None => target.both.put(asks),
+        None => target.both.put(changes.header(0)),
     }
-    if offset != 0 {
-        let field = header_len(F) + usize::from(start) + usize::from(offset);
-        copy_pair(target.both.buffer(), field, value);
+    if let Some(Word { at, value }) = changes.transport_word() {
+        copy_pair(target.both.buffer(), header_len(F) + at, value);
     }
-}
-
-/// A buffer of the driver's, one of those that a packet takes.
-#[derive(Clone, Copy)]
-struct Place<'m> {
-    buffer: GuestRange<'m>,
-    id: u16,
-}
-
-/// The middle body: packets one by one, in buffers of one descriptor each; packets of any number of
-/// segments that ask for nothing, or for nothing but a checksum which the driver takes. How many at the
-/// front of `packets` were such, and found their buffers.
-#[inline(never)]
-fn enqueue_one_by_one<R: Ring, S: Space, L: Logging, T: Packet, const F: u32>(
-    ring: &mut R,
-    (space, log): (&mut S::Held<'_>, &mut L::Log<'_>),
-    packets: &[T],
-    features: u64,
-    counters: &QueueCounters,
-) -> usize {
-    let mut cursor = S::cursor(space);
-    let mut tally = Tally::new(counters);
-    let mut sent = 0;
-    for packet in packets {
-        let mut segments = packet.segments();
-        let first = segments.next().unwrap_or_default();
-        let unsummed = if let Some(asked) = packet.asked() {
-            let Some(unsummed) = Unsummed::new(asked, features, first, packet.len()) else {
-                break;
-            };
-            Some(unsummed)
-        } else {
-            None
-        };
-        let need = header_len(F) + packet.len() as usize;
-        let most = if F & MERGEABLE != 0 { PASS } else { 1 };
-        let run = ring.run(ring.ahead(count(most)));
-        let mut slots = Room::<_, PASS>::new();
-        let mut places = slots.filling();
-        let mut room = 0;
-        for nth in 0..run.slots().into() {
-            if room >= need {
-                break;
-            }
-            let Some(place) = find_place(run, nth, &mut cursor) else {
-                break;
-            };
-            room += place.buffer.len();
-            places.push(place);
-        }
-        let places = places.done();
-        let Some(front) = places.first() else {
-            break;
-        };
-        // What is to be changed must be in the first buffer, as the header (5.1.6.4).
-        let changed = unsummed.map_or(0, |unsummed| unsummed.field + unsummed.value.len());
-        if room < need || front.buffer.len() < header_len(F) + changed {
-            break;
-        }
-        let header = unsummed.map_or(Header::default(), |unsummed| unsummed.header);
-        let bytes = header.to_bytes(count(places.len()));
-        copy_out(front.buffer, bytes.get(..header_len(F)).unwrap_or_default());
-        let behind = front.buffer.after(header_len(F));
-        spread(behind, places.get(1..).unwrap_or_default(), first, segments);
-        if let Some(Unsummed { field, value, .. }) = unsummed {
-            copy_pair(behind, field, value);
-        }
-        let mut left = need;
-        let mut front_used = 0;
-        for (nth, place) in places.iter().enumerate() {
-            let used = place.buffer.first(left);
-            left -= used.len();
-            L::mark(log, used);
-            if nth == 0 {
-                front_used = narrow(used.len());
-            }
-            run.put_used(nth, place.id, narrow(used.len()));
-        }
-        let (found, id) = (count(places.len()), front.id);
-        ring.end_run(found, id, front_used);
-        tally.add(packet.len(), first);
-        sent += 1;
-    }
-    tally.flush();
-    sent
-}
-
-/// The buffer at the `nth` slot, when that is one descriptor, and lies in one region.
-#[inline(always)]
-fn find_place<'m, R: Run, A: Translate<'m>>(
-    run: R,
-    nth: usize,
-    cursor: &mut A,
-) -> Option<Place<'m>> {
-    let (descriptor, id) = run.peek(nth)?;
-    let kind = descriptor.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE);
-    if kind != VRING_DESC_F_WRITE || descriptor.len == 0 {
-        return None;
-    }
-    let buffer = cursor.whole(descriptor.addr, descriptor.len as usize)?;
-    buffer.prefetch_for_write(0);
-    buffer.prefetch_for_write(64);
-    buffer.prefetch_for_write(128);
-    Some(Place { buffer, id })
-}
-
-/// Writes `first` and `others` to `room`, and what does not fit there to `places`.
-#[inline(always)]
-fn spread<'m, 'p>(
-    mut room: GuestRange<'m>,
-    places: &[Place<'m>],
-    first: &'p [u8],
-    mut others: impl Iterator<Item = &'p [u8]>,
-) {
-    let mut places = places.iter();
-    let mut data = first;
-    loop {
-        let written = copy_out(room, data);
-        room = room.after(written);
-        data = data.get(written..).unwrap_or_default();
-        if data.is_empty() {
-            let Some(next) = others.next() else { return };
-            data = next;
-        } else {
-            let Some(next) = places.next() else { return };
-            room = next.buffer;
-        }
+    if let Some(Word { at, value }) = changes.ip_word() {
+        copy_pair(target.both.buffer(), header_len(F) + at, value);
     }
 }
 

@@ -25,7 +25,7 @@ pub use offloaded::{Dequeue, Direction, Enqueue, Offloaded};
 pub use packet::{Checksum, Marks, Packet, PacketPool, Release, RxRules};
 // What a packet is asked, in the words of the layer below.
 pub use crate::virtio_net::{
-    Asked, ChecksumOnly, Datagram, Headers, Ip, Little, Transport, ip_checksum_is_right,
+    Asked, Datagram, Headers, Ip, Little, Transport, ip_checksum_is_right,
 };
 pub use select::{DequeueBurst, EnqueueBurst, select_dequeue, select_enqueue};
 

@@ -55,13 +55,18 @@ pub trait Packet: Copy {
     /// The bytes, when they are one segment and nothing is asked of the driver.
     fn plain(&self) -> Option<&[u8]>;
 
+    /// The bytes, when they are one segment.
+    fn whole(&self) -> Option<&[u8]>;
+
     /// What is asked of whoever sends the packet; `None`: nothing.
     fn asked(&self) -> Option<Asked>;
 
-    /// The same, when it is a VLAN tag, or the checksum of TCP or UDP over IPv4, or both, and nothing
-    /// else.
+    /// The same, when it is no more than that, or nothing.
     fn little(&self) -> Option<Little> {
-        self.asked()?.little()
+        match self.asked() {
+            None => Some(Little::default()),
+            Some(asked) => asked.little(),
+        }
     }
 
     /// The bytes of each segment, in order.

@@ -361,7 +361,7 @@ pub unsafe fn alloc_bulk(
 #[inline(always)]
 pub unsafe fn free_bulk(packets: &[Mbuf], lcore: Lcore) {
     let mut rest = packets;
-    while let [first, others @ ..] = rest {
+    while let [first, ..] = rest {
         let (pool, pool_ptr) = (first.pool(), first.pool_ptr());
         let run = rest
             .iter()
@@ -376,11 +376,32 @@ pub unsafe fn free_bulk(packets: &[Mbuf], lcore: Lcore) {
             unsafe { pool.put_bulk(pool.cache(lcore), objects) };
             rest = behind;
         } else {
-            // SAFETY: a packet that nobody uses any more (caller).
-            unsafe { first.free() };
-            rest = others;
+            // SAFETY: packets that nobody uses any more (caller).
+            rest = unsafe { free_others(rest) };
         }
     }
+}
+
+/// Frees the first packet and those behind it that are not plain, DPDK's own way; what is left.
+///
+/// # Safety
+///
+/// As for [`free_bulk`].
+#[inline(never)]
+unsafe fn free_others(packets: &[Mbuf]) -> &[Mbuf] {
+    let run = packets.iter().take_while(|mbuf| !mbuf.is_plain()).count();
+    let (others, behind) = packets
+        .split_at_checked(run.max(1))
+        .unwrap_or((packets, &[]));
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "a burst's count has 16 bits"
+    )]
+    let count = others.len() as u32;
+    // SAFETY: packets that nobody uses any more (caller). A handle is a pointer, and the array is
+    // only read.
+    unsafe { rte_pktmbuf_free_bulk(others.as_ptr().cast_mut().cast(), count) };
+    behind
 }
 
 /// What all packets that one rx queue receives have in common.

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::large::{LONGEST, LargeBuffers};
 use super::shared::Shared;
 use crate::datapath::{
-    Asked, Checksum, ChecksumOnly, Datagram, Headers, Ip, Little, Marks, Packet, PacketPool,
-    Release, RxRules, Transport,
+    Asked, Checksum, Datagram, Headers, Ip, Little, Marks, Packet, PacketPool, Release, RxRules,
+    Transport,
 };
 use crate::dpdk::abi::rte_mbuf;
 use crate::dpdk::eal::Lcore;
@@ -41,13 +41,13 @@ const ASKING: u64 = REQUESTS | MARKS;
 /// The headers that the lengths in the mbuf speak of are inside others.
 const TUNNEL: u64 = RTE_MBUF_F_TX_TUNNEL_MASK | RTE_MBUF_F_TX_OUTER_IPV4 | RTE_MBUF_F_TX_OUTER_IPV6;
 
-/// Everything that an application may say of a packet that it sends.
-const ALL_REQUESTS: u64 = REQUESTS | TUNNEL | RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_IPV6;
-
-/// A request for the checksum of UDP over IPv4.
-const UDP_ONLY: u64 = RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_UDP_CKSUM;
-/// The same for TCP.
-const TCP_ONLY: u64 = RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_TCP_CKSUM;
+/// A packet with any of these asks for more than checksums and a tag, or may do so.
+const MORE: u64 = RTE_MBUF_F_TX_TCP_SEG
+    | RTE_MBUF_F_TX_UDP_SEG
+    | RTE_MBUF_F_TX_OUTER_IP_CKSUM
+    | RTE_MBUF_F_TX_OUTER_UDP_CKSUM
+    | RTE_MBUF_F_RX_LRO
+    | TUNNEL;
 
 /// Of a packet with `RX_LRO` or `TX_UDP_SEG`: it stands for datagrams (USO), not for fragments of one
 /// (UFO). mbuf has no such flag, so it is a dynamic one; 0 until a port needs it.
@@ -117,6 +117,12 @@ impl Packet for Slot {
     }
 
     #[inline(always)]
+    fn whole(&self) -> Option<&[u8]> {
+        let mbuf = self.mbuf();
+        (mbuf.nb_segs() == 1).then(|| self.bytes(mbuf))
+    }
+
+    #[inline(always)]
     fn asked(&self) -> Option<Asked> {
         let mbuf = self.mbuf();
         let asks = mbuf.ol_flags() & ASKING != 0;
@@ -127,21 +133,40 @@ impl Packet for Slot {
     fn little(&self) -> Option<Little> {
         let mbuf = self.mbuf();
         let flags = mbuf.ol_flags();
-        let tag = (flags & RTE_MBUF_F_TX_VLAN != 0).then(|| mbuf.vlan_tci());
-        let udp = match flags & ALL_REQUESTS & !RTE_MBUF_F_TX_VLAN {
-            UDP_ONLY => true,
-            TCP_ONLY => false,
-            // Marks count where nothing is asked of the transport.
-            0 if flags & MARKS == 0 => return Some(Little { sum: None, tag }),
-            _ => return None,
+        let has = |flag: u64| flags & flag != 0;
+        if has(MORE) {
+            return None;
+        }
+        let l4 = flags & RTE_MBUF_F_TX_L4_MASK;
+        let transport = if l4 == RTE_MBUF_F_TX_UDP_CKSUM {
+            Some(Transport::Udp)
+        } else if l4 == RTE_MBUF_F_TX_TCP_CKSUM {
+            Some(Transport::Tcp)
+        } else if l4 == 0 {
+            None
+        } else {
+            return None;
         };
+        if transport.is_some() && !has(RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_IPV6) {
+            return None;
+        }
+        let ip_checksum = has(RTE_MBUF_F_TX_IP_CKSUM);
+        // Marks count where nothing is asked that contradicts.
+        let missing = flags & RTE_MBUF_F_RX_L4_CKSUM_MASK == RTE_MBUF_F_RX_L4_CKSUM_NONE;
         let offload = mbuf.tx_offload();
-        let sum = Some(ChecksumOnly {
+        Some(Little {
             l2_len: offload.l2_len(),
             l3_len: offload.l3_len(),
-            udp,
-        });
-        Some(Little { sum, tag })
+            ip: if has(RTE_MBUF_F_TX_IPV6) {
+                Ip::V6
+            } else {
+                Ip::V4
+            },
+            ip_checksum,
+            transport,
+            marked: missing && transport.is_none() && !ip_checksum,
+            tag: has(RTE_MBUF_F_TX_VLAN).then(|| mbuf.vlan_tci()),
+        })
     }
 
     #[inline(always)]

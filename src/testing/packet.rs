@@ -125,6 +125,11 @@ impl Packet for FakePacket {
         plain.then(|| self.bytes())
     }
 
+    fn whole(&self) -> Option<&[u8]> {
+        let alone = self.segment().next.get().0.is_none();
+        alone.then(|| self.bytes())
+    }
+
     fn asked(&self) -> Option<Asked> {
         self.segment().asked.get()
     }

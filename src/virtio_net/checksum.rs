@@ -51,14 +51,17 @@ impl Sum {
 /// Lanes of 32 bits into sums of 64: that leaves the compiler vectors, and no carry is ever lost.
 #[inline]
 fn words(bytes: &[u8]) -> u64 {
-    let mut lanes = [0_u64; 16];
     let (blocks, rest) = bytes.as_chunks::<64>();
-    for block in blocks {
-        for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<4>().0) {
-            *lane += u64::from(u32::from_ne_bytes(*word));
+    let mut sum = 0;
+    if !blocks.is_empty() {
+        let mut lanes = [0_u64; 16];
+        for block in blocks {
+            for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<4>().0) {
+                *lane += u64::from(u32::from_ne_bytes(*word));
+            }
         }
+        sum = lanes.iter().sum();
     }
-    let mut sum: u64 = lanes.iter().sum();
     let (eights, rest) = rest.as_chunks::<8>();
     for words in eights {
         let words = u64::from_ne_bytes(*words);
@@ -78,14 +81,13 @@ fn words(bytes: &[u8]) -> u64 {
         + u64::from(u16::from_ne_bytes(last))
 }
 
+/// Both halves together with their carry, twice: turned round, each half is added to the other.
 #[inline]
 fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let mut sum = (sum & 0xffff) + (sum >> 16);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    u16::try_from(sum).unwrap_or_default()
+    let [_, _, _, _, sum @ ..] = sum.wrapping_add(sum.rotate_left(32)).to_le_bytes();
+    let sum = u32::from_le_bytes(sum);
+    let [_, _, sum @ ..] = sum.wrapping_add(sum.rotate_left(16)).to_le_bytes();
+    u16::from_le_bytes(sum)
 }
 
 /// A CRC32c over pieces of any length.

@@ -3,6 +3,7 @@
 
 mod checksum;
 mod header;
+mod little;
 mod offload;
 mod parse;
 mod plan;
@@ -13,12 +14,13 @@ pub use header::{
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
     VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4,
 };
+pub use little::{Changes, Little, Word, takes_unsummed};
 pub use offload::{
     Asked, Datagram, HEADERS_LEN, Missing, Received, behind, checksum_of, driver_asks, receive,
     receive_legacy,
 };
 pub use parse::{Headers, Ip, Transport, ip_checksum_is_right};
-pub use plan::{ChecksumOnly, Little, Plan, Refused, Unsummed, takes_unsummed};
+pub use plan::{Plan, Refused};
 
 /// The driver may leave checksums to the device (bit number).
 pub const VIRTIO_NET_F_CSUM: u32 = 0;

@@ -8,7 +8,6 @@ use super::header::{
     VIRTIO_NET_HDR_GSO_UDP_L4,
 };
 use super::parse::{Headers, IPV6_LEN, Ip, Transport};
-use super::plan::{ChecksumOnly, Little};
 use super::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO,
@@ -144,44 +143,6 @@ pub struct Asked {
     pub received_partial: bool,
     /// As before: the frame stands for packets with so many bytes of payload; 0: it does not.
     pub received_segment_size: u16,
-}
-
-impl Asked {
-    /// The same, when it is a VLAN tag, or the checksum of TCP or UDP over IPv4, or both, and nothing else.
-    pub fn little(self) -> Option<Little> {
-        let tag = self.vlan;
-        let rest = Self { vlan: None, ..self };
-        if rest == Self::default() {
-            return Some(Little { sum: None, tag });
-        }
-        let sum = rest.checksum_only()?;
-        Some(Little {
-            sum: Some(sum),
-            tag,
-        })
-    }
-
-    /// The same, when it is the checksum of TCP or UDP over IPv4 and nothing else.
-    fn checksum_only(self) -> Option<ChecksumOnly> {
-        let only = Self {
-            l2_len: self.l2_len,
-            l3_len: self.l3_len,
-            l4_len: self.l4_len,
-            ip: Some(Ip::V4),
-            transport: self.transport,
-            ..Self::default()
-        };
-        let udp = match self.transport? {
-            Transport::Tcp => false,
-            Transport::Udp => true,
-            Transport::Sctp => return None,
-        };
-        (self == only).then_some(ChecksumOnly {
-            l2_len: self.l2_len,
-            l3_len: self.l3_len,
-            udp,
-        })
-    }
 }
 
 /// What `header` asks of a frame, in the words of one that sends it on (`legacy-ol-flags=1`). `None`

@@ -51,6 +51,59 @@ fn lengths() -> TxOffload {
 }
 
 #[test]
+fn little_is_what_is_asked_when_that_is_little() {
+    let transports = [
+        0,
+        RTE_MBUF_F_TX_UDP_CKSUM,
+        RTE_MBUF_F_TX_TCP_CKSUM,
+        RTE_MBUF_F_TX_SCTP_CKSUM,
+        RTE_MBUF_F_TX_TCP_SEG | RTE_MBUF_F_TX_TCP_CKSUM,
+        RTE_MBUF_F_TX_UDP_SEG,
+    ];
+    let versions = [0, RTE_MBUF_F_TX_IPV4, RTE_MBUF_F_TX_IPV6];
+    let others = [
+        RTE_MBUF_F_TX_IP_CKSUM,
+        RTE_MBUF_F_TX_VLAN,
+        RTE_MBUF_F_RX_L4_CKSUM_NONE,
+        RTE_MBUF_F_RX_L4_CKSUM_BAD,
+        RTE_MBUF_F_RX_LRO,
+        RTE_MBUF_F_TX_OUTER_UDP_CKSUM,
+    ];
+    let mut packet = Packet0::new(&[0; 100]);
+    let slot = packet.slot();
+    slot.mbuf().set_tx_offload(lengths());
+    slot.mbuf().set_vlan_tci(7);
+    for transport in transports {
+        for version in versions {
+            for chosen in 0..1_u32 << others.len() {
+                let mut flags = transport | version;
+                for (nth, other) in others.iter().enumerate() {
+                    if chosen & 1 << nth != 0 {
+                        flags |= other;
+                    }
+                }
+                slot.mbuf().set_ol_flags(flags);
+                let Some(little) = slot.little() else {
+                    continue;
+                };
+                // Lengths and version count only with a request.
+                let asked = slot.asked().unwrap_or_default().little();
+                let expected = asked.expect("as little, seen without its headers");
+                if little.transport.is_none() && !little.ip_checksum {
+                    assert_eq!((little.marked, little.tag), (expected.marked, expected.tag));
+                    assert_eq!((expected.transport, expected.ip_checksum), (None, false));
+                } else {
+                    assert_eq!(little, expected, "{flags:x}");
+                }
+            }
+        }
+    }
+    slot.mbuf()
+        .set_ol_flags(RTE_MBUF_F_TX_IPV4 | RTE_MBUF_F_TX_IP_CKSUM | RTE_MBUF_F_TX_UDP_CKSUM);
+    assert!(slot.little().is_some());
+}
+
+#[test]
 fn requests_come_out_of_the_flags() {
     let plain = Asked {
         l2_len: 14,

@@ -1,6 +1,8 @@
 //! What only a packed ring has.
 #![forbid(unsafe_code)]
 
+#[path = "asking.rs"]
+mod asking;
 #[path = "both.rs"]
 mod both;
 
