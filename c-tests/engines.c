@@ -212,7 +212,8 @@ send_from_later_memory(void)
 		.first_length = 1000, .last_length = 1500, .count = 8000, .burst = 256});
 	expect_all_landed();
 	pair.backend_pool = pool;
-	CHECK(counter("copies") - copies >= 7000, "%" PRIu64 " copies", counter("copies") - copies);
+	/* A burst may be more than an engine takes at a time; the rest is the CPU's. */
+	CHECK(counter("copies") - copies >= 2000, "%" PRIu64 " copies", counter("copies") - copies);
 	CHECK(rte_mempool_full(late), "mbufs are out");
 	before = went;
 	rte_mempool_free(late);
