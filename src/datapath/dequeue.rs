@@ -108,10 +108,12 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
         ..
     } = vq;
     // `select` chose the burst by the layout and the log.
-    let Some(ring) = R::of(ring) else { return 0 };
+    let Some(ring) = R::of(ring) else {
+        return received;
+    };
     // And by how the driver's addresses are to be read.
     let Some(mut space) = S::hold(memory, lookaside) else {
-        return 0;
+        return received;
     };
     let with = (features, counters);
     while let Some(rest) = out.get_mut(received..)

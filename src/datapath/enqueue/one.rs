@@ -1,10 +1,11 @@
-//! Bursts of one packet, where what a burst costs is all.
+//! Bursts of one packet, where what a burst costs is all. Not behind an IOMMU: no translation is counted,
+//! and nothing is asked.
 #![forbid(unsafe_code)]
 
-use super::super::count_lookups;
+use super::super::tell;
 use super::{
     Level, Logging, Packet, QueueCounters, Release, Ring, Run, Space, Tally, Virtqueue, gather,
-    look_ahead, narrow, publish, put, send_many, used,
+    narrow, put, send_many, used,
 };
 
 /// The burst of one packet: the short body in a straight line, with all registers.
@@ -47,7 +48,6 @@ fn put_one<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32>(
     let with = (packet, false);
     let found = gather::<_, _, _, F, false>(run, 0, &mut S::cursor(&mut space), with);
     let Some((target, asks)) = found else {
-        count_lookups(S::release(space), counters);
         return false;
     };
     let mut tally = Tally::new(counters);
@@ -59,8 +59,6 @@ fn put_one<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32>(
     run.put_used(0, target.id, len);
     ring.end_run(1, target.id, len);
     tally.flush();
-    look_ahead(ring, &mut vq.chain, &mut S::cursor(&mut space));
-    let lookups = S::release(space);
-    publish::<_, L>(ring, Some(log), &vq.notifier, lookups, counters);
+    tell::<_, L>(ring, Some(log), &vq.notifier, counters);
     true
 }
