@@ -6,18 +6,22 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use super::level::{Baseline, Level};
 use super::{HEADER_12, header_len};
 use crate::memory::GuestRange;
 
 /// Copies `src` into `room`, cut to the shorter of the two; what is in `room` then.
 #[inline(always)]
 pub(super) fn copy_in<'r>(room: &'r mut [MaybeUninit<u8>], src: GuestRange<'_>) -> &'r [u8] {
-    copy_whole(room, src.first(room.len()))
+    copy_whole::<Baseline>(room, src.first(room.len()))
 }
 
 /// Copies `src` into `room`; what is in `room` then, which is nothing when `src` does not fit.
 #[inline(always)]
-pub(super) fn copy_whole<'r>(room: &'r mut [MaybeUninit<u8>], src: GuestRange<'_>) -> &'r [u8] {
+pub(super) fn copy_whole<'r, V: Level>(
+    room: &'r mut [MaybeUninit<u8>],
+    src: GuestRange<'_>,
+) -> &'r [u8] {
     let len = src.len();
     if len > room.len() {
         return &[];
@@ -25,7 +29,7 @@ pub(super) fn copy_whole<'r>(room: &'r mut [MaybeUninit<u8>], src: GuestRange<'_
     let start = room.as_mut_ptr().cast::<u8>();
     // SAFETY: `len` bytes are inside both. `room` is exclusively ours and not guest memory, so the
     // two do not overlap.
-    unsafe { copy(start, src.as_ptr(), len) };
+    unsafe { copy::<V, HOST>(start, src.as_ptr(), len) };
     // SAFETY: just written, and borrowed from `room`.
     unsafe { std::slice::from_raw_parts(start, len) }
 }
@@ -36,7 +40,7 @@ pub(super) fn copy_out(dst: GuestRange<'_>, data: &[u8]) -> usize {
     let len = dst.len().min(data.len());
     // SAFETY: `len` bytes are inside both. `data` is packet memory that nobody writes during the
     // burst, so it is not guest memory that we write.
-    unsafe { copy(dst.as_ptr(), data.as_ptr(), len) };
+    unsafe { copy::<Baseline, GUEST>(dst.as_ptr(), data.as_ptr(), len) };
     len
 }
 
@@ -45,7 +49,7 @@ pub(super) fn copy_out(dst: GuestRange<'_>, data: &[u8]) -> usize {
 pub(super) fn copy_piece(room: &mut [u8], src: GuestRange<'_>) -> usize {
     let len = src.len().min(room.len());
     // SAFETY: as in `copy_in`.
-    unsafe { copy(room.as_mut_ptr(), src.as_ptr(), len) };
+    unsafe { copy::<Baseline, HOST>(room.as_mut_ptr(), src.as_ptr(), len) };
     len
 }
 
@@ -110,17 +114,22 @@ impl<'m, 'p, const F: u32> Matched<'m, 'p, F> {
 
     /// Writes header and packet. `asks` is the first 10 bytes of the header, in words of 8 and 2.
     #[inline(always)]
-    pub(super) fn put(&self, asks: (u64, u16)) {
+    pub(super) fn put<V: Level>(&self, asks: (u64, u16)) {
         // SAFETY: the header is inside the range (`new`).
         unsafe { put_header::<F>(self.buffer.as_ptr(), asks) };
-        self.put_data();
+        self.put_data::<V>();
     }
 
     /// As [`put`](Self::put), for a packet with a tag between its addresses and the rest: `front` is
     /// where the header belongs and, behind it, the addresses and the tag, which end where the room
     /// has the addresses. Nothing is written when there are no addresses, or `front` is too short.
     #[inline(always)]
-    pub(super) fn put_tagged(&self, asks: (u64, u16), front: GuestRange<'_>, tag: [u8; 4]) {
+    pub(super) fn put_tagged<V: Level>(
+        &self,
+        asks: (u64, u16),
+        front: GuestRange<'_>,
+        tag: [u8; 4],
+    ) {
         let header = header_len(F);
         let Some(&[a, b, c, d, e, f, g, h, ref last @ ..]) = self.data().first_chunk::<12>() else {
             return;
@@ -135,7 +144,7 @@ impl<'m, 'p, const F: u32> Matched<'m, 'p, F> {
         // SAFETY: inside the range (above).
         unsafe { put_header::<F>(start, asks) };
         // The addresses go along, and what is written next is over them.
-        self.put_data();
+        self.put_data::<V>();
         // SAFETY: as above.
         let behind = unsafe { start.add(header) };
         // SAFETY: as above.
@@ -143,12 +152,12 @@ impl<'m, 'p, const F: u32> Matched<'m, 'p, F> {
     }
 
     #[inline(always)]
-    fn put_data(&self) {
+    fn put_data<V: Level>(&self) {
         // SAFETY: inside the range (`new`).
         let behind = unsafe { self.buffer.as_ptr().add(header_len(F)) };
         // SAFETY: so many bytes of the range are left, and the packet has (`new`). It is memory that
         // nobody writes during the burst, so it is not guest memory that we write.
-        unsafe { copy(behind, self.data, self.buffer.len() - header_len(F)) };
+        unsafe { copy::<V, GUEST>(behind, self.data, self.buffer.len() - header_len(F)) };
     }
 }
 
@@ -203,27 +212,32 @@ pub(super) fn copy_pair(dst: GuestRange<'_>, at: usize, pair: [u8; 2]) {
     unsafe { dst.as_ptr().cast::<[u8; 2]>().write_unaligned(pair) };
 }
 
-/// `len` bytes. Short copies in line, since a call costs more than they do; long ones by libc, which
-/// knows the CPU.
+/// Where a copy goes: to packet memory, most of which this core had a moment ago.
+const HOST: bool = false;
+/// To guest memory, which the other side had last.
+const GUEST: bool = true;
+
+/// `len` bytes. Those that fit the level in line, since a call costs more than they do; others by libc,
+/// which knows the CPU.
 ///
 /// # Safety
 ///
 /// `len` bytes readable at `src` and writable at `dst`, not overlapping.
 #[inline(always)]
-unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
+unsafe fn copy<V: Level, const TO: bool>(dst: *mut u8, src: *const u8, len: usize) {
     if len.wrapping_sub(64) <= 256 - 64 {
-        let mut at = 0;
-        // The last 64 bytes go by themselves and may overlap the turn before.
-        while at < len - 64 {
-            // SAFETY: `at + 64 < len`.
-            unsafe { copy_block::<64>(dst, src, at) };
-            at += 64;
-        }
-        // SAFETY: `len >= 64`.
-        unsafe { copy_block::<64>(dst, src, len - 64) };
+        // SAFETY: `len >= 64`, and the caller's promise.
+        unsafe { copy_blocks(dst, src, len) };
     } else if len > 256 {
-        // SAFETY: the caller's promise.
-        unsafe { copy_long(dst, src, len) };
+        if len > V::IN_LINE {
+            // SAFETY: the caller's promise.
+            return unsafe { copy_long::<TO>(dst, src, len) };
+        }
+        if TO == GUEST {
+            prefetch_all_for_write(dst, len);
+        }
+        // SAFETY: `len >= 64`, and the caller's promise.
+        unsafe { copy_blocks(dst, src, len) };
     } else if len >= 32 {
         // SAFETY: `len >= 32`.
         unsafe { copy_ends::<32>(dst, src, len) };
@@ -241,6 +255,23 @@ unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
     }
 }
 
+/// `len` bytes, 64 at a time. The last 64 go by themselves and may overlap the turn before.
+///
+/// # Safety
+///
+/// As for [`copy`], and `len >= 64`.
+#[inline(always)]
+unsafe fn copy_blocks(dst: *mut u8, src: *const u8, len: usize) {
+    let mut at = 0;
+    while at < len - 64 {
+        // SAFETY: `at + 64 < len`.
+        unsafe { copy_block::<64>(dst, src, at) };
+        at += 64;
+    }
+    // SAFETY: `len >= 64`.
+    unsafe { copy_block::<64>(dst, src, len - 64) };
+}
+
 /// `len` bytes by libc. "Cold", so that what the loops around keep in registers is saved here and not
 /// on the way of short copies.
 ///
@@ -249,8 +280,10 @@ unsafe fn copy(dst: *mut u8, src: *const u8, len: usize) {
 /// As for [`copy`].
 #[cold]
 #[inline(never)]
-unsafe fn copy_long(dst: *mut u8, src: *const u8, len: usize) {
-    prefetch_all_for_write(dst, len);
+unsafe fn copy_long<const TO: bool>(dst: *mut u8, src: *const u8, len: usize) {
+    if TO == GUEST {
+        prefetch_all_for_write(dst, len);
+    }
     // SAFETY: the caller's promise.
     unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
 }
@@ -372,19 +405,31 @@ impl<'r, T: Copy, const N: usize> Filling<'r, T, N> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_length_is_copied_whole_and_nothing_beside_it() {
-        let src: Vec<u8> = (0..=255).cycle().take(600).collect();
-        for len in 0..600 {
-            let mut dst = [0xa5; 700];
-            // SAFETY: `len` is less than the length of both.
-            unsafe { copy(dst[1..].as_mut_ptr(), src.as_ptr(), len) };
+    fn every_length_of<V: Level, const TO: bool>(src: &[u8]) {
+        for len in 0..=src.len() {
+            let mut dst = vec![0xa5; src.len() + 2];
+            let start = dst.as_mut_ptr().wrapping_add(1);
+            // SAFETY: `len` bytes are inside both.
+            unsafe { copy::<V, TO>(start, src.as_ptr(), len) };
             assert_eq!(dst[0], 0xa5);
             assert_eq!(dst[1..=len], src[..len], "{len} bytes");
-            assert!(
-                dst[len + 1..].iter().all(|&byte| byte == 0xa5),
-                "{len} bytes"
-            );
+            let behind = &dst[len + 1..];
+            assert!(behind.iter().all(|&byte| byte == 0xa5), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn every_length_is_copied_whole_and_nothing_beside_it() {
+        // Of each level at least one length by libc.
+        let src: Vec<u8> = (0..=250).cycle().take(2200).collect();
+        every_length_of::<Baseline, HOST>(&src);
+        every_length_of::<Baseline, GUEST>(&src);
+        #[cfg(target_arch = "x86_64")]
+        {
+            use super::super::level::Avx2;
+            // What is copied in line is plain code, which runs on any CPU outside `Avx2::run`.
+            every_length_of::<Avx2, HOST>(&src);
+            every_length_of::<Avx2, GUEST>(&src);
         }
     }
 }

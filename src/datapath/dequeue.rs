@@ -123,7 +123,9 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
         let waiting = ring.ahead(asked);
         let found = match waiting {
             0 => break,
-            _ => V::run(|| short::<R, S, P, F, false>(ring, waiting, &mut space, pool, rest, with)),
+            _ => V::run(|| {
+                short::<R, S, V, P, F, false>(ring, waiting, &mut space, pool, rest, with)
+            }),
         };
         let Some(found) = found else { break };
         received += usize::from(found);
@@ -149,7 +151,7 @@ fn dequeue_many<R: Ring, S: Space, L: Logging, V: Level, P: PacketPool, const F:
 /// The short body: takes the packets at the next `waiting` slots until one is not for it; how many
 /// that were. With `A` their headers may lie apart. `None`: the pool is dry.
 #[inline(always)]
-fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const A: bool>(
+fn short<R: Ring, S: Space, V: Level, P: PacketPool, const F: u32, const A: bool>(
     ring: &mut R,
     waiting: u16,
     space: &mut S::Held<'_>,
@@ -202,7 +204,7 @@ fn short<R: Ring, S: Space, P: PacketPool, const F: u32, const A: bool>(
             _ => source.buffer,
         };
         let from = (source, header);
-        fill::<P, F, A>(pool, &mut packet, from, &mut tally, features);
+        fill::<V, P, F, A>(pool, &mut packet, from, &mut tally, features);
         if F & IN_ORDER == 0 && !R::Run::HIDDEN {
             run.put_used(nth, source.id, 0);
         }
@@ -238,14 +240,14 @@ fn allocate_some<P: PacketPool>(pool: &P, out: &mut [P::Packet]) -> usize {
 
 /// Second pass of the short body: makes a fresh packet that of the source, whose header is given, too.
 #[inline(always)]
-fn fill<P: PacketPool, const F: u32, const A: bool>(
+fn fill<V: Level, P: PacketPool, const F: u32, const A: bool>(
     pool: &P,
     packet: &mut P::Packet,
     (source, header): (&Source<'_>, GuestRange<'_>),
     tally: &mut Tally<'_>,
     features: u64,
 ) {
-    let data = copy_whole(pool.space(packet), source.data::<F, A>());
+    let data = copy_whole::<V>(pool.space(packet), source.data::<F, A>());
     let len = narrow(data.len());
     tally.add(len, data);
     pool.finish(packet, len);

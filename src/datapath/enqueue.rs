@@ -371,7 +371,7 @@ fn add_to_sum<V: Level>(mut sum: Sum, piece: &[u8]) -> Sum {
 #[inline(always)]
 fn put<V: Level, const F: u32, const A: bool>(target: &Target<'_, '_, F>, asks: Asks<'_>) {
     if !A {
-        return target.both.put((0, 0));
+        return target.both.put::<V>((0, 0));
     }
     let Asks { mut changes, front } = asks;
     if changes.is_incomplete() {
@@ -381,9 +381,11 @@ fn put<V: Level, const F: u32, const A: bool>(target: &Target<'_, '_, F>, asks: 
         Some(front) => {
             let [t0, t1] = changes.tag().unwrap_or_default().to_be_bytes();
             let asks = changes.header(TAG_LEN);
-            target.both.put_tagged(asks, front, [0x81, 0x00, t0, t1]);
+            target
+                .both
+                .put_tagged::<V>(asks, front, [0x81, 0x00, t0, t1]);
         }
-        None => target.both.put(changes.header(0)),
+        None => target.both.put::<V>(changes.header(0)),
     }
     if let Some(Word { at, value }) = changes.transport_word() {
         copy_pair(target.both.buffer(), header_len(F) + at, value);

@@ -2,6 +2,9 @@
 
 /// A set of instructions.
 pub(super) trait Level {
+    /// The longest copy, in bytes, that these instructions do as fast as a call does.
+    const IN_LINE: usize;
+
     /// Runs `work`, which is compiled into this call for the level. Not inlined: its loops have the
     /// registers for themselves.
     fn run<T>(work: impl FnOnce() -> T) -> T;
@@ -12,6 +15,8 @@ pub(super) trait Level {
 pub(super) enum Baseline {}
 
 impl Level for Baseline {
+    const IN_LINE: usize = 256;
+
     #[inline(never)]
     fn run<T>(work: impl FnOnce() -> T) -> T {
         work()
@@ -25,6 +30,9 @@ pub(super) enum Avx2 {}
 
 #[cfg(target_arch = "x86_64")]
 impl Level for Avx2 {
+    /// More than any frame of an ordinary network.
+    const IN_LINE: usize = 2048;
+
     #[inline(always)]
     fn run<T>(work: impl FnOnce() -> T) -> T {
         #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt")]

@@ -52,7 +52,7 @@ pub(super) fn dequeue_rest<R: Ring, S: Space, V: Level, P: PacketPool, const F: 
             0 => break,
             // No table of two is allowed.
             _ if ring.size() == 1 => Some(0),
-            _ => V::run(|| short::<R, S, P, F, true>(ring, waiting, space, pool, rest, with)),
+            _ => V::run(|| short::<R, S, V, P, F, true>(ring, waiting, space, pool, rest, with)),
         };
         let Some(found) = found else { break };
         received += usize::from(found);

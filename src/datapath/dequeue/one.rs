@@ -2,6 +2,7 @@
 //! and nothing is asked.
 #![forbid(unsafe_code)]
 
+use super::super::level::Baseline;
 use super::super::tell;
 use super::{
     IN_ORDER, Level, Logging, PASS, PacketPool, QueueCounters, Ring, Run, Space, Tally, Virtqueue,
@@ -54,7 +55,7 @@ fn take_one<R: Ring, S: Space, P: PacketPool, const F: u32>(
     };
     let mut tally = Tally::new(counters);
     let from = (&source, header);
-    fill::<P, F, false>(pool, &mut packet, from, &mut tally, features);
+    fill::<Baseline, P, F, false>(pool, &mut packet, from, &mut tally, features);
     *place = packet;
     if F & IN_ORDER != 0 {
         ring.push_batch(source.id, 1);

@@ -2,6 +2,7 @@
 //! and nothing is asked.
 #![forbid(unsafe_code)]
 
+use super::super::level::Baseline;
 use super::super::tell;
 use super::{
     Level, Logging, Packet, QueueCounters, Release, Ring, Run, Space, Tally, Virtqueue, gather,
@@ -17,7 +18,7 @@ pub(super) fn send_one<R: Ring, S: Space, L: Logging, V: Level, P: Release, cons
     counters: &QueueCounters,
 ) -> usize {
     let packets = std::slice::from_ref(packet);
-    if !put_one::<R, S, L, V, P::Packet, F>(vq, packet, counters) {
+    if !put_one::<R, S, L, P::Packet, F>(vq, packet, counters) {
         return send_many::<R, S, L, V, _, F>(vq, pool, packets, counters);
     }
     pool.release(packets);
@@ -26,7 +27,7 @@ pub(super) fn send_one<R: Ring, S: Space, L: Logging, V: Level, P: Release, cons
 
 /// Puts the packet into the next buffer, unless one of the two is not for the short body.
 #[inline(always)]
-fn put_one<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32>(
+fn put_one<R: Ring, S: Space, L: Logging, T: Packet, const F: u32>(
     vq: &mut Virtqueue,
     packet: &T,
     counters: &QueueCounters,
@@ -51,7 +52,7 @@ fn put_one<R: Ring, S: Space, L: Logging, V: Level, T: Packet, const F: u32>(
         return false;
     };
     let mut tally = Tally::new(counters);
-    put::<V, F, false>(&target, asks);
+    put::<Baseline, F, false>(&target, asks);
     L::mark(&mut log, target.both.buffer());
     let data = target.both.data();
     tally.add(narrow(data.len()), data);
