@@ -229,15 +229,16 @@ unsafe fn copy<V: Level, const TO: bool>(dst: *mut u8, src: *const u8, len: usiz
         // SAFETY: `len >= 64`, and the caller's promise.
         unsafe { copy_blocks(dst, src, len) };
     } else if len > 256 {
-        if len > V::IN_LINE {
+        if !V::WIDE || (TO == HOST && len > LONG) {
             // SAFETY: the caller's promise.
-            return unsafe { copy_long::<TO>(dst, src, len) };
+            unsafe { copy_long::<TO>(dst, src, len) };
+        } else if TO == GUEST {
+            // SAFETY: `len > AHEAD`, and the caller's promise.
+            unsafe { copy_asking_ahead(dst, src, len) };
+        } else {
+            // SAFETY: `len >= 64`, and the caller's promise.
+            unsafe { copy_blocks(dst, src, len) };
         }
-        if TO == GUEST {
-            prefetch_all_for_write(dst, len);
-        }
-        // SAFETY: `len >= 64`, and the caller's promise.
-        unsafe { copy_blocks(dst, src, len) };
     } else if len >= 32 {
         // SAFETY: `len >= 32`.
         unsafe { copy_ends::<32>(dst, src, len) };
@@ -272,6 +273,35 @@ unsafe fn copy_blocks(dst: *mut u8, src: *const u8, len: usize) {
     unsafe { copy_block::<64>(dst, src, len - 64) };
 }
 
+/// Of more bytes than these libc copies faster than a loop does.
+const LONG: usize = 2048;
+/// How far ahead of a copy its lines are asked for; more is slower, and less is, too.
+const AHEAD: usize = 256;
+
+/// As [`copy_blocks`], asking to own the lines in time: stores that miss wait for each other, and these
+/// do not.
+///
+/// # Safety
+///
+/// As for [`copy`], and `len > AHEAD`.
+#[inline(always)]
+unsafe fn copy_asking_ahead(dst: *mut u8, src: *const u8, len: usize) {
+    prefetch_all_for_write(dst, AHEAD);
+    let mut at = 0;
+    while at < len - AHEAD {
+        prefetch_for_write(dst.wrapping_add(at + AHEAD));
+        // SAFETY: `at + AHEAD < len`.
+        unsafe { copy_block::<64>(dst, src, at) };
+        at += 64;
+    }
+    // SAFETY: `at < len`.
+    let src = unsafe { src.add(at) };
+    // SAFETY: as above.
+    let dst = unsafe { dst.add(at) };
+    // SAFETY: so many are left, which is `AHEAD - 64` at least.
+    unsafe { copy_blocks(dst, src, len - at) };
+}
+
 /// `len` bytes by libc. "Cold", so that what the loops around keep in registers is saved here and not
 /// on the way of short copies.
 ///
@@ -288,38 +318,26 @@ unsafe fn copy_long<const TO: bool>(dst: *mut u8, src: *const u8, len: usize) {
     unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
 }
 
-/// Asks to own all lines of `len` bytes: stores that miss wait for each other, and these do not.
+/// Asks to own all lines of `len` bytes.
 #[inline(always)]
 fn prefetch_all_for_write(dst: *mut u8, len: usize) {
+    let mut at = 0;
+    while at < len {
+        prefetch_for_write(dst.wrapping_add(at));
+        at += 64;
+    }
+}
+
+/// Asks to own the line of an address, of any address.
+#[inline(always)]
+fn prefetch_for_write(at: *mut u8) {
     #[cfg(target_arch = "x86_64")]
-    {
-        let mut at = 0;
-        while len - at >= 256 {
-            let line = dst.wrapping_add(at);
-            // SAFETY: a prefetch of any address is only a hint, and a no-op on CPUs without it.
-            unsafe {
-                std::arch::asm!(
-                    "prefetchw [{0}]",
-                    "prefetchw [{0} + 64]",
-                    "prefetchw [{0} + 128]",
-                    "prefetchw [{0} + 192]",
-                    in(reg) line,
-                    options(nostack, preserves_flags, readonly)
-                );
-            }
-            at += 256;
-        }
-        while at < len {
-            let line = dst.wrapping_add(at);
-            // SAFETY: as above.
-            unsafe {
-                std::arch::asm!("prefetchw [{0}]", in(reg) line, options(nostack, preserves_flags, readonly));
-            }
-            at += 64;
-        }
+    // SAFETY: a prefetch of any address is only a hint, and a no-op on CPUs without it.
+    unsafe {
+        std::arch::asm!("prefetchw [{0}]", in(reg) at, options(nostack, preserves_flags, readonly));
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (dst, len);
+    let _ = at;
 }
 
 /// `N` bytes at offset `at`.

@@ -2,8 +2,8 @@
 
 /// A set of instructions.
 pub(super) trait Level {
-    /// The longest copy, in bytes, that these instructions do as fast as a call does.
-    const IN_LINE: usize;
+    /// Whether a loop of these instructions copies as fast as libc does.
+    const WIDE: bool;
 
     /// Runs `work`, which is compiled into this call for the level. Not inlined: its loops have the
     /// registers for themselves.
@@ -15,7 +15,7 @@ pub(super) trait Level {
 pub(super) enum Baseline {}
 
 impl Level for Baseline {
-    const IN_LINE: usize = 256;
+    const WIDE: bool = false;
 
     #[inline(never)]
     fn run<T>(work: impl FnOnce() -> T) -> T {
@@ -30,8 +30,7 @@ pub(super) enum Avx2 {}
 
 #[cfg(target_arch = "x86_64")]
 impl Level for Avx2 {
-    /// More than any frame of an ordinary network.
-    const IN_LINE: usize = 2048;
+    const WIDE: bool = true;
 
     #[inline(always)]
     fn run<T>(work: impl FnOnce() -> T) -> T {
