@@ -67,6 +67,8 @@ pub(super) struct Setup {
     pub(super) checksum: Checksum,
     /// So many packets wait on the guest's side, whose buffers are cold then.
     pub(super) parked: u32,
+    /// The virtio-net header of each packet that the guest sends has a descriptor of its own.
+    pub(super) apart: bool,
 }
 
 /// What the process does for a while; the size of an empty poll is 0.
@@ -138,6 +140,7 @@ impl Setup {
             queues: 1,
             checksum: Checksum::Plain,
             parked: 0,
+            apart: false,
         }
     }
 
@@ -161,6 +164,7 @@ impl Setup {
             format!("queues={}", self.queues),
             format!("checksum={}", self.checksum.name()),
             format!("parked={}", self.parked),
+            format!("apart={}", u8::from(self.apart)),
         ]
     }
 
@@ -185,6 +189,9 @@ impl Setup {
         words.push(self.checksum.name().to_owned());
         if self.parked != 0 {
             words.push("parked".to_owned());
+        }
+        if self.apart {
+            words.push("apart".to_owned());
         }
         words
     }

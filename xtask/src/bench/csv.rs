@@ -5,7 +5,7 @@ use super::results::{Comparison, Key};
 use super::statistics::Summary;
 use super::targets::target;
 
-const HEAD: &str = "mode,layout,mergeable,in_order,vectorized,ring,queues,checksum,parked,size,burst,flow,\
+const HEAD: &str = "mode,layout,mergeable,in_order,vectorized,ring,queues,checksum,parked,apart,size,burst,flow,\
                     direction,place,base,base_median,base_lowest,base_highest,base_runs,ours,ours_median,\
                     ours_lowest,ours_highest,ours_runs,ratio,target,noisy\n";
 
@@ -23,6 +23,7 @@ pub(super) fn table(comparisons: &[(&Key, Comparison)]) -> String {
             setup.queues.to_string(),
             setup.checksum.name().to_owned(),
             setup.parked.to_string(),
+            setup.apart.to_string(),
             cell.size.to_string(),
             cell.burst.to_string(),
             cell.flow.name().to_owned(),
@@ -89,7 +90,7 @@ mod tests {
         let table = table(&[(&key, comparison)]);
 
         let counts: Vec<usize> = table.lines().map(|line| line.split(',').count()).collect();
-        assert_eq!(counts, [27, 27]);
+        assert_eq!(counts, [28, 28]);
         assert!(table.ends_with(
             "64,32,forward,rx,near,70.00,71.00,70.50,73.00,4,35.00,36.00,35.50,37.00,4,2.000,3,false\n"
         ));

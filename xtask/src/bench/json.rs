@@ -72,7 +72,7 @@ fn cell(key: &Key, comparison: &Comparison) -> String {
     let (setup, cell) = (&key.setup, &key.cell);
     format!(
         "{{\"mode\": {}, \"layout\": {}, \"mergeable\": {}, \"in_order\": {}, \"vectorized\": {}, \
-         \"ring\": {}, \"queues\": {}, \"checksum\": {}, \"parked\": {}, \"size\": {}, \"burst\": {}, \
+         \"ring\": {}, \"queues\": {}, \"checksum\": {}, \"parked\": {}, \"apart\": {}, \"size\": {}, \"burst\": {}, \
          \"flow\": {}, \"direction\": {}, \"place\": {}, \"base\": {}, \"ours\": {}, \"ratio\": {}, \"target\": {}, \
          \"noisy\": {}}}",
         string(setup.mode.name()),
@@ -84,6 +84,7 @@ fn cell(key: &Key, comparison: &Comparison) -> String {
         setup.queues,
         string(setup.checksum.name()),
         setup.parked,
+        setup.apart,
         cell.size,
         cell.burst,
         string(cell.flow.name()),

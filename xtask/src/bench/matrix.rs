@@ -41,6 +41,9 @@ pub(super) fn matrix(level: Level) -> Vec<Group> {
         }
     }
     if level != Level::Quick {
+        for setup in TIMED.into_iter().flat_map(apart) {
+            groups.extend(grouped(&setup, &[Cell::new(64, 32), Cell::new(1518, 32)]));
+        }
         for setup in parked() {
             groups.extend(grouped(&setup, &[Cell::new(512, 32), Cell::new(1518, 32)]));
         }
@@ -125,6 +128,14 @@ fn parked() -> Vec<Setup> {
         ..Setup::plain(Mode::OneCore, packed)
     };
     LAYOUTS.map(setup).into()
+}
+
+/// What Linux does without `VIRTIO_F_VERSION_1` and `VIRTIO_F_ANY_LAYOUT`.
+fn apart(mode: Mode) -> [Setup; 2] {
+    LAYOUTS.map(|packed| Setup {
+        apart: true,
+        ..Setup::plain(mode, packed)
+    })
 }
 
 /// Few: each instruction takes microseconds.

@@ -67,26 +67,55 @@ fn numbers(summary: &Summary) -> String {
     )
 }
 
-fn print_targets(comparisons: &[(&Key, Comparison)]) {
-    let mut rows: BTreeMap<(Mode, &str), (f64, Vec<f64>, usize)> = BTreeMap::new();
+/// All cells of a mode that have one target.
+pub(super) struct Row {
+    pub(super) mode: Mode,
+    pub(super) name: &'static str,
+    pub(super) target: f64,
+    pub(super) cells: usize,
+    pub(super) missed: usize,
+    pub(super) lowest: f64,
+    /// Geometric.
+    pub(super) mean: f64,
+}
+
+/// The ratios by mode and target.
+pub(super) fn rows(comparisons: &[(&Key, Comparison)]) -> Vec<Row> {
+    let mut rows: BTreeMap<(Mode, &str), (f64, Vec<f64>)> = BTreeMap::new();
     for (key, comparison) in comparisons {
         let target = target(&key.setup, &key.cell, key.direction);
         let row = rows.entry((key.setup.mode, target.row)).or_default();
         row.0 = target.ratio;
         row.1.push(comparison.ratio);
-        row.2 += usize::from(comparison.ratio < target.ratio);
     }
+    let rows = rows.into_iter();
+    rows.map(|((mode, name), (target, ratios))| Row {
+        mode,
+        name,
+        target,
+        cells: ratios.len(),
+        missed: ratios.iter().filter(|&&ratio| ratio < target).count(),
+        lowest: ratios.iter().copied().fold(f64::INFINITY, f64::min),
+        mean: geometric_mean(&ratios).unwrap_or(f64::NAN),
+    })
+    .collect()
+}
+
+fn print_targets(comparisons: &[(&Key, Comparison)]) {
     println!(
         "\n{:<14} {:<34} {:>6} {:>6} {:>7} {:>7} {:>7}",
         "", "by target", "target", "cells", "missed", "lowest", "mean"
     );
-    for ((mode, row), (target, ratios, missed)) in &rows {
-        let lowest = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-        let mean = geometric_mean(ratios).unwrap_or(f64::NAN);
+    for row in rows(comparisons) {
         println!(
-            "{:<14} {row:<34} {target:>6.2} {:>6} {missed:>7} {lowest:>7.2} {mean:>7.2}",
-            mode.name(),
-            ratios.len()
+            "{:<14} {:<34} {:>6.2} {:>6} {:>7} {:>7.2} {:>7.2}",
+            row.mode.name(),
+            row.name,
+            row.target,
+            row.cells,
+            row.missed,
+            row.lowest,
+            row.mean
         );
     }
     let below = comparisons.iter().filter(|(_, found)| found.ratio < FLOOR);

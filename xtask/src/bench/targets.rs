@@ -39,6 +39,7 @@ pub(super) fn target(setup: &Setup, cell: &Cell, direction: Direction) -> Target
         (0, _) => target("empty poll, split", 4.0, 4.0),
         (1518, _) if software && rx => target("checksum in software, 1518 B rx", 2.5, 1.4),
         _ if setup.parked != 0 => target("cold destination", FLOOR, FLOOR),
+        _ if setup.apart => target("header apart", FLOOR, FLOOR),
         _ if setup.checksum != Checksum::Plain => target("other offloads", FLOOR, FLOOR),
         (64, 1) => target("64 B, burst 1", 1.6, 1.1),
         (64, 4) if setup.packed => target("64 B, burst 4, packed", 1.7, 1.4),
@@ -68,6 +69,7 @@ pub(super) fn counts_for_mean(setup: &Setup, cell: &Cell) -> bool {
     mean_target(setup.mode).is_some()
         && setup.checksum == Checksum::Plain
         && setup.parked == 0
+        && !setup.apart
         && (64..=1518).contains(&cell.size)
         && (4..=64).contains(&cell.burst)
 }
