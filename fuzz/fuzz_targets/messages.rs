@@ -93,7 +93,7 @@ impl SessionEvents for Port {
     fn link_up(&self, _device: &DeviceInfo) {}
     fn link_down(&self) {}
     fn send_rarp(&self, _mac: [u8; 6]) {}
-    fn kick_changed(&self, _index: u16, _kick: Option<BorrowedFd<'_>>) {}
+    fn kick_changed(&self, _index: u16, _kick: Option<&Arc<File>>) {}
 }
 
 /// The other side of the socket, and what a frontend can hand over.

@@ -1,12 +1,12 @@
 //! Rx interrupts of a port: its kick eventfds, and who waits for them.
 //!
 //! The epoll fds that the application gets are made at start, whether there is a frontend or not.
-//! Each kick eventfd is kept here as a copy of the session's, so that it can be taken out of the
-//! epoll fd when the session has closed its own.
+//! Each kick eventfd is shared with the session, and stays open until it was taken out of the epoll fd.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
 
 use super::lock;
 use crate::dpdk::intr::{RxInterrupts, drain};
@@ -20,7 +20,7 @@ struct State {
     /// There while the application wants interrupts.
     vector: Option<RxInterrupts>,
     /// By rx queue.
-    kicks: Vec<Option<OwnedFd>>,
+    kicks: Vec<Option<Arc<File>>>,
 }
 
 impl Interrupts {
@@ -33,7 +33,7 @@ impl Interrupts {
     }
 
     /// Sets the kick eventfd of an rx queue; a number without queue is ignored.
-    pub(super) fn set_kick(&self, port: &str, queue: u16, kick: Option<BorrowedFd<'_>>) {
+    pub(super) fn set_kick(&self, port: &str, queue: u16, kick: Option<&Arc<File>>) {
         let mut state = lock(&self.0);
         let State { vector, kicks } = &mut *state;
         let Some(place) = kicks.get_mut(usize::from(queue)) else {
@@ -45,13 +45,7 @@ impl Interrupts {
         {
             log::debug!(target: PORT, "{port}: rxq {queue}: old kick fd: {error}");
         }
-        *place = kick.and_then(|kick| match kick.try_clone_to_owned() {
-            Ok(copy) => Some(copy),
-            Err(error) => {
-                log::error!(target: PORT, "{port}: rxq {queue}: no interrupts: {error}");
-                None
-            }
-        });
+        *place = kick.cloned();
         if let (Some(vector), Some(new)) = (vector, place) {
             add(vector, port, queue, new);
         }
@@ -95,13 +89,13 @@ impl Interrupts {
         }
     }
 
-    /// Closes all copies of the session's fds.
+    /// Gives up all of the session's fds.
     pub(super) fn forget_kicks(&self) {
         lock(&self.0).kicks.fill_with(|| None);
     }
 }
 
-fn add(vector: &RxInterrupts, port: &str, queue: u16, kick: &OwnedFd) {
+fn add(vector: &RxInterrupts, port: &str, queue: u16, kick: &File) {
     // The application may use fewer queues than the frontend.
     if queue < vector.queues()
         && let Err(error) = vector.add(queue, kick.as_fd())

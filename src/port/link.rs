@@ -5,7 +5,8 @@
 //! touches the ethdev any more.
 #![forbid(unsafe_code)]
 
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{LINK, Port, lock};
@@ -145,7 +146,7 @@ impl SessionEvents for Port {
         }
     }
 
-    fn kick_changed(&self, index: u16, kick: Option<BorrowedFd<'_>>) {
+    fn kick_changed(&self, index: u16, kick: Option<&Arc<File>>) {
         if index % 2 == 1 {
             self.interrupts.set_kick(&self.name, index / 2, kick);
         }

@@ -26,6 +26,9 @@ pub use endpoint::{Endpoint, EndpointError, Frontend};
 pub use spawn::{Join, Spawn, StdThreads};
 pub use vring::{SetupError, Translated, VringSetup};
 
+use std::fs::File;
+use std::sync::Arc;
+
 use voice::say;
 
 use crate::virtqueue::Virtqueue;
@@ -88,7 +91,7 @@ pub trait SessionEvents: Send + Sync {
     fn send_rarp(&self, mac: [u8; 6]);
 
     /// The kick eventfd of vring `index` changed; `None`: there is none now. For Rx interrupts.
-    fn kick_changed(&self, index: u16, kick: Option<std::os::fd::BorrowedFd<'_>>);
+    fn kick_changed(&self, index: u16, kick: Option<&Arc<File>>);
 }
 
 /// What is known of a device when its link comes up.

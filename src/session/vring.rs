@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -50,9 +50,6 @@ pub enum SetupError {
         /// Length in bytes.
         len: u64,
     },
-    /// The system refused.
-    #[error("call eventfd: {0}")]
-    Call(#[from] io::Error),
 }
 
 /// What a vring behind an IOMMU needs beside its setup. The addresses of its areas are I/O virtual
@@ -137,7 +134,7 @@ enum Kick {
     Unknown,
     /// The frontend does not kick.
     None,
-    File(File),
+    File(Arc<File>),
 }
 
 /// A vring as the frontend set it up.
@@ -155,7 +152,7 @@ pub struct VringSetup {
     /// Where writes to the used ring are logged, if at all.
     used_log: Option<Gpa>,
     kick: Kick,
-    call: Option<File>,
+    call: Option<Arc<File>>,
     call_known: bool,
 }
 
@@ -241,20 +238,20 @@ impl VringSetup {
 
     /// `SET_VRING_KICK`; without a file the driver does not kick.
     pub(super) fn set_kick(&mut self, kick: Option<File>) {
-        self.kick = kick.map_or(Kick::None, Kick::File);
+        self.kick = kick.map_or(Kick::None, |kick| Kick::File(Arc::new(kick)));
     }
 
     /// The kick eventfd.
-    pub(super) fn kick(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn kick(&self) -> Option<&Arc<File>> {
         match &self.kick {
-            Kick::File(file) => Some(file.as_fd()),
+            Kick::File(file) => Some(file),
             _ => None,
         }
     }
 
     /// `SET_VRING_CALL`; without a file the driver polls.
     pub(super) fn set_call(&mut self, call: Option<File>) {
-        self.call = call;
+        self.call = call.map(Arc::new);
         self.call_known = true;
     }
 
@@ -265,11 +262,8 @@ impl VringSetup {
 
     /// Wakes both sides, so that neither sleeps over what happened while nobody served the ring.
     pub(super) fn wake(&self) {
-        let kick = match &self.kick {
-            Kick::File(kick) => Some(kick),
-            _ => None,
-        };
-        for mut eventfd in self.call.iter().chain(kick) {
+        for eventfd in self.call.iter().chain(self.kick()) {
+            let mut eventfd: &File = eventfd;
             // A counter at its end is a wake-up that was not seen yet; other failures have no
             // remedy.
             let _ = eventfd.write(&1_u64.to_ne_bytes());
@@ -312,8 +306,7 @@ impl VringSetup {
         if let Some(translated) = translated {
             config.areas = translated.areas(&config, memory)?;
         }
-        let call = self.call.as_ref().map(File::try_clone).transpose()?;
-        let mut virtqueue = Virtqueue::map(config, memory, features, call)?;
+        let mut virtqueue = Virtqueue::map(config, memory, features, self.call.clone())?;
         if let Some(translated) = translated {
             virtqueue.lookaside = Some(Box::new(translated.lookaside(memory)));
         }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -437,7 +438,8 @@ impl FakeDriver {
         let config = self.config();
         let own = self.used_ring();
         self.virtqueue.get_or_insert_with(|| {
-            let call = self.calls.as_ref().map(|call| call.try_clone().unwrap());
+            let call = self.calls.as_ref();
+            let call = call.map(|call| Arc::new(call.try_clone().unwrap()));
             let virtqueue = Virtqueue::map(config, &self.memory.table(), self.features, call);
             let virtqueue = virtqueue.unwrap();
             let Some((log, ring)) = &self.log else {

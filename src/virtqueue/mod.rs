@@ -135,7 +135,7 @@ impl Virtqueue {
         config: RingConfig,
         memory: &Arc<MemoryTable>,
         features: u64,
-        call: Option<File>,
+        call: Option<Arc<File>>,
     ) -> Result<Self, AreaError> {
         let ring = if config.packed {
             Layout::Packed(PackedRing::map(config, memory)?)

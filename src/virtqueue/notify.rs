@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::sync::Arc;
 
 use super::Ring;
 
@@ -22,12 +23,12 @@ pub enum Notified {
 /// The session made sure that it is an eventfd that does not block; a write then never waits.
 #[derive(Debug)]
 pub struct Notifier {
-    call: Option<File>,
+    call: Option<Arc<File>>,
 }
 
 impl Notifier {
     /// A notifier that writes to `call`; without one the driver should poll.
-    pub fn new(call: Option<File>) -> Self {
+    pub fn new(call: Option<Arc<File>>) -> Self {
         Self { call }
     }
 

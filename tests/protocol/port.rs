@@ -1,8 +1,8 @@
 //! A port that writes down what its session tells it.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::fs::File;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rte_net_vhost::session::{DeviceInfo, SessionEvents};
@@ -174,7 +174,7 @@ impl SessionEvents for Port {
         self.note(Event::Rarp(mac));
     }
 
-    fn kick_changed(&self, index: u16, kick: Option<BorrowedFd<'_>>) {
+    fn kick_changed(&self, index: u16, kick: Option<&Arc<File>>) {
         self.note(Event::Kick(index, kick.is_some()));
     }
 }
