@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -13,6 +14,35 @@ use super::wire::retry;
 /// Wakes whoever waits for it; a ring before the wait counts.
 #[derive(Debug)]
 pub(super) struct Bell(OwnedFd);
+
+/// The bell of a connection, most of which never need one.
+#[derive(Debug, Default)]
+pub(super) struct LateBell(OnceLock<Arc<Bell>>);
+
+impl LateBell {
+    /// For those who are to ring it. Called by the thread that waits for it.
+    pub(super) fn get(&self) -> io::Result<&Arc<Bell>> {
+        if let Some(bell) = self.0.get() {
+            return Ok(bell);
+        }
+        let bell = Arc::new(Bell::new()?);
+        Ok(self.0.get_or_init(|| bell))
+    }
+
+    /// As [`Bell::wait`]; without a bell, waits for the other one alone.
+    pub(super) fn wait(
+        &self,
+        other: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+    ) -> io::Result<bool> {
+        if let Some(bell) = self.0.get() {
+            return bell.wait(Some(other), timeout);
+        }
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let mut fds = [PollFd::from_borrowed_fd(other, PollFlags::IN)];
+        Ok(retry(|| poll(&mut fds, timeout.as_ref()))? != 0)
+    }
+}
 
 impl Bell {
     pub(super) fn new() -> io::Result<Self> {
@@ -29,7 +59,7 @@ impl Bell {
     }
 
     /// Forgets past rings.
-    fn silence(&self) {
+    pub(super) fn silence(&self) {
         // Fails when nobody rang.
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
@@ -64,25 +94,10 @@ impl Bell {
         }
         Ok(other)
     }
+}
 
-    /// Waits for a ring, or until one of `others` can be read or is at its end; which of them can.
-    pub(super) fn wait_for_any(
-        &self,
-        others: &[Option<BorrowedFd<'_>>],
-        timeout: Option<Duration>,
-    ) -> io::Result<Vec<bool>> {
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut fds = vec![PollFd::new(&self.0, PollFlags::IN)];
-        let wanted = others.iter().flatten();
-        fds.extend(wanted.map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
-        retry(|| poll(&mut fds, timeout.as_ref()))?;
-        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-        if ready.next() == Some(true) {
-            self.silence();
-        }
-        let ready = others
-            .iter()
-            .map(|other| other.is_some() && ready.next() == Some(true));
-        Ok(ready.collect())
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

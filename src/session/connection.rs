@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::BackendReqHandler;
 
-use super::bell::Bell;
+use super::bell::LateBell;
 use super::device::{Device, Place};
 use super::error::RequestError;
 use super::messages::{self, Outcome, Run};
@@ -51,7 +51,7 @@ impl CrateHandler {
 pub(super) struct Connection {
     voice: Arc<Voice>,
     socket: Arc<UnixStream>,
-    bell: Arc<Bell>,
+    bell: Arc<LateBell>,
     device: Arc<Mutex<Device>>,
     crate_handler: CrateHandler,
 }
@@ -108,7 +108,7 @@ impl Connection {
     /// Waits for a message, or for the turn.
     fn step(&mut self) -> Result<(), End> {
         let timeout = self.device().timeout();
-        let readable = self.bell.wait(Some(self.socket.as_fd()), timeout);
+        let readable = self.bell.wait(self.socket.as_fd(), timeout);
         if !readable.map_err(End::System)? {
             self.device().settle();
             return Ok(());

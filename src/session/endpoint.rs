@@ -18,7 +18,7 @@ use rustix::net::sockopt::socket_peercred;
 use super::bell::Bell;
 use super::connection::Connection;
 use super::device::Place;
-use super::hall::{Door, Seat};
+use super::hall::{Door, Seat, Usher};
 use super::say;
 use super::socket::{self, Claim, Listening};
 use super::spawn::{Join, Spawn};
@@ -116,11 +116,18 @@ struct Shared {
     events: Arc<dyn SessionEvents>,
     spawn: Arc<dyn Spawn>,
     turn: Arc<Turn>,
-    /// Wakes whoever waits for connections: the end, or that of a connection.
-    bell: Arc<Bell>,
+    waits: Waits,
     ending: Arc<AtomicBool>,
     peers: Mutex<Vec<Peer>>,
     serials: AtomicU64,
+}
+
+/// Who waits for connections, and wants to know when one is over.
+enum Waits {
+    /// The hall's thread.
+    Hall(Usher),
+    /// The port's own thread.
+    Own(Arc<Bell>),
 }
 
 /// A process that is connected, as it was when it connected or began to listen.
@@ -174,7 +181,10 @@ impl Drop for Leaving {
         for peer in self.shared.peers().iter_mut() {
             peer.over |= peer.serial == self.serial;
         }
-        self.shared.bell.ring();
+        match &self.shared.waits {
+            Waits::Hall(usher) => usher.send(),
+            Waits::Own(bell) => bell.ring(),
+        }
     }
 }
 
@@ -201,7 +211,7 @@ impl Shared {
             config: Arc::clone(&self.config),
             events: Arc::clone(&self.events),
             turn: Arc::clone(&self.turn),
-            bell: Arc::new(Bell::new()?),
+            bell: Arc::default(),
             ending: Arc::clone(&self.ending),
             spawn: Arc::clone(&self.spawn),
             socket: Arc::clone(&socket),
@@ -291,7 +301,7 @@ impl Shared {
     }
 
     /// The thread of a port that connects.
-    fn connect(self: &Arc<Self>, mut socket: Option<UnixStream>) {
+    fn connect(self: &Arc<Self>, bell: &Bell, mut socket: Option<UnixStream>) {
         let mut backoff = Backoff::default();
         let mut silent = false;
         while !self.ending() {
@@ -304,7 +314,7 @@ impl Shared {
                 Ok(()) => {
                     silent = false;
                     while !self.ending() && self.reap() != 0 {
-                        if self.bell.wait(None, None).is_err() {
+                        if bell.wait(None, None).is_err() {
                             return;
                         }
                     }
@@ -319,7 +329,7 @@ impl Shared {
             }
             if !self.ending() && !backoff.delay.is_zero() {
                 // Woken early only to end.
-                let _ = self.bell.wait(None, Some(backoff.delay));
+                let _ = bell.wait(None, Some(backoff.delay));
             }
         }
     }
@@ -351,13 +361,16 @@ impl Entrance {
 }
 
 impl Door for Entrance {
-    fn waits_for(&self) -> Option<BorrowedFd<'_>> {
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.listening.listener().as_fd()
+    }
+
+    fn admits(&self) -> bool {
         let full = self.shared.is_full();
         let mut manner = self.manner();
         manner.making_room &= full;
-        // The end of a connection rings.
-        let wanted = !manner.making_room && manner.paused_until.is_none() && !self.shared.ending();
-        wanted.then(|| self.listening.listener().as_fd())
+        // The end of a connection sends the hall's thread here.
+        !manner.making_room && manner.paused_until.is_none() && !self.shared.ending()
     }
 
     fn pause(&self) -> Option<Duration> {
@@ -443,38 +456,40 @@ impl Endpoint {
         };
         let claim = Claim::new(&path)?;
         let (client, voice) = (config.client, Arc::new(Voice::new(&path)));
-        let make = |bell: &Arc<Bell>| {
+        let make = |waits| {
             Arc::new(Shared {
                 voice: Arc::clone(&voice),
                 config: Arc::new(config),
                 events,
                 spawn: Arc::clone(&spawn),
                 turn: Arc::default(),
-                bell: Arc::clone(bell),
+                waits,
                 ending: Arc::default(),
                 peers: Mutex::default(),
                 serials: AtomicU64::new(0),
             })
         };
         let (shared, waiting) = if client {
-            let shared = make(&Arc::new(Bell::new().map_err(no_thread)?));
+            let bell = Arc::new(Bell::new().map_err(no_thread)?);
+            let shared = make(Waits::Own(Arc::clone(&bell)));
             let serving = Arc::clone(&shared);
             let first = socket::connect(&path).ok();
             let work = move || {
                 let _claim = claim;
-                serving.connect(first);
+                serving.connect(&bell, first);
             };
             let thread = spawn.spawn("vhost-connect", Box::new(work));
             (shared, Waiting::Connecting(thread.map_err(no_thread)?))
         } else {
             let listening = Listening::new(&path, claim)?;
-            let mut seat = Seat::take(&*spawn).map_err(no_thread)?;
-            let shared = make(seat.bell());
-            seat.open(Arc::new(Entrance {
+            let seat = Seat::take(&*spawn).map_err(no_thread)?;
+            let shared = make(Waits::Hall(seat.usher()));
+            let entrance = Entrance {
                 shared: Arc::clone(&shared),
                 listening,
                 manner: Mutex::default(),
-            }));
+            };
+            seat.open(Arc::new(entrance)).map_err(no_thread)?;
             (shared, Waiting::Listening(seat))
         };
         let mode = if client { "client" } else { "server" };
@@ -511,7 +526,9 @@ impl Endpoint {
             // Fails when the other side has gone.
             let _ = peer.socket.shutdown(std::net::Shutdown::Both);
         }
-        self.shared.bell.ring();
+        if let Waits::Own(bell) = &self.shared.waits {
+            bell.ring();
+        }
         let waiting = self.waiting.lock();
         let waiting = waiting.unwrap_or_else(PoisonError::into_inner).take();
         if let Some(waiting) = waiting {

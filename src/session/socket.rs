@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -24,11 +25,15 @@ const MAX_PATH: usize = 107;
 const BACKLOG: i32 = 128;
 
 /// The paths of all ports of the process.
-static CLAIMED: Lazy<Mutex<HashSet<PathBuf>>> = Lazy::new(Mutex::default);
+static CLAIMED: Lazy<Mutex<HashSet<Spot>>> = Lazy::new(Mutex::default);
+
+/// A path, however it is spelt: device and inode of its directory, and the name in it. Without such a
+/// directory it is the path as it was given.
+type Spot = (Option<(u64, u64)>, PathBuf);
 
 /// The right of one port of this process to use a path, until dropped.
 #[derive(Debug)]
-pub(super) struct Claim(PathBuf);
+pub(super) struct Claim(Spot);
 
 impl Claim {
     /// Claims `path`, however it is spelt.
@@ -41,12 +46,18 @@ impl Claim {
         if path.is_empty() || path.contains('\0') {
             return Err(EndpointError::NoPath);
         }
+        let spot = spot(Path::new(path));
         let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
-        let whole = canonical(Path::new(path));
-        if !claimed.insert(whole.clone()) {
+        if !claimed.insert(spot.clone()) {
             return Err(EndpointError::OtherPort(path.to_owned()));
         }
-        Ok(Self(whole))
+        Ok(Self(spot))
+    }
+
+    /// Whether the directory was there.
+    fn has_directory(&self) -> bool {
+        let (directory, _) = &self.0;
+        directory.is_some()
     }
 }
 
@@ -64,11 +75,15 @@ fn directory(path: &Path) -> &Path {
     }
 }
 
-/// `path` with its directory resolved; the file itself need not exist.
-fn canonical(path: &Path) -> PathBuf {
-    match (fs::canonicalize(directory(path)), path.file_name()) {
-        (Ok(directory), Some(name)) => directory.join(name),
-        _ => path.to_owned(),
+/// Where `path` leads; the file itself need not exist.
+fn spot(path: &Path) -> Spot {
+    let about = fs::metadata(directory(path)).ok();
+    match about.filter(fs::Metadata::is_dir) {
+        Some(about) => {
+            let name = path.file_name().unwrap_or(path.as_os_str());
+            (Some((about.dev(), about.ino())), name.into())
+        }
+        None => (None, path.to_owned()),
     }
 }
 
@@ -97,7 +112,7 @@ impl Listening {
         };
         let file = Path::new(path);
         let directory = directory(file);
-        if !directory.is_dir() {
+        if !claim.has_directory() {
             return Err(EndpointError::NoDirectory {
                 path: path.to_owned(),
                 directory: directory.display().to_string(),
@@ -105,17 +120,22 @@ impl Listening {
         }
         // Another process may find the same stale socket at the same time.
         let _lock = lock(directory);
-        make_room(path)?;
-        let listener = UnixListener::bind(file).map_err(failed)?;
+        let listener = match bound(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                make_room(path)?;
+                bound(path)
+            }
+            bound => bound,
+        };
+        let listener = listener.map_err(failed)?;
         let listening = Self {
-            listener,
+            listener: listener.into(),
             path: file.to_owned(),
             file: identity(file).ok(),
             _claim: claim,
         };
-        let made = rustix::net::listen(&listening.listener, BACKLOG).map_err(io::Error::from);
-        made.and_then(|()| listening.listener.set_nonblocking(true))
-            .map_err(failed)?;
+        let made = rustix::net::listen(&listening.listener, BACKLOG);
+        made.map_err(|error| failed(error.into()))?;
         Ok(listening)
     }
 
@@ -167,10 +187,22 @@ fn make_room(path: &str) -> Result<(), EndpointError> {
     }
 }
 
+/// A socket at `path`, at which nobody listens yet.
+fn bound(path: &str) -> io::Result<OwnedFd> {
+    let socket = socket()?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    Ok(socket?)
+}
+
 /// Connects to `path` without waiting for room in the other side's queue.
 pub(super) fn connect(path: &str) -> io::Result<UnixStream> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let socket = socket()?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     let socket = UnixStream::from(socket);
     socket.set_nonblocking(false)?;

@@ -20,6 +20,8 @@ use rustix::net::{
 const HEADER: usize = 12;
 /// The longest payload: what the `vhost` crate takes.
 pub(super) const MAX_BODY: usize = vhost::vhost_user::message::MAX_MSG_SIZE;
+/// More than any payload that the `vhost` crate answers with: it tells numbers, and states of vrings.
+const MAX_ANSWER: usize = 244;
 /// The most files that one message may carry: what the `vhost` crate takes.
 pub(super) const MAX_FILES: usize = vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 /// The most files that the kernel passes at once (`SCM_MAX_FD`).
@@ -206,14 +208,17 @@ pub(super) fn reply(socket: &UnixStream, request: u32, reply: &Reply) -> io::Res
 
 /// The payload of the answer that waits in `socket`, if there is one.
 pub(super) fn waiting_reply(socket: &UnixStream) -> io::Result<Option<Reply>> {
-    let mut answer = vec![0; HEADER + MAX_BODY];
-    let count = match retry(|| recv(socket, &mut *answer, RecvFlags::DONTWAIT)) {
+    let mut answer = [0; HEADER + MAX_ANSWER];
+    let count = match retry(|| recv(socket, &mut answer, RecvFlags::DONTWAIT)) {
         Ok((_, count)) => count,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
         Err(error) => return Err(error),
     };
-    answer.truncate(count);
-    Ok((count >= HEADER).then(|| answer.split_off(HEADER).into()))
+    if count == answer.len() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let body = answer.get(HEADER..count);
+    Ok(body.map(|body| body.to_vec().into()))
 }
 
 fn send(

@@ -292,6 +292,80 @@ fn one_thread_lets_in_the_frontends_of_all_ports() {
 }
 
 #[test]
+fn a_port_that_comes_back_at_once_finds_the_thread_of_the_one_before() {
+    let place = Place::new();
+    let tasks = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let name = |path: &std::path::Path| std::fs::read_to_string(path.join("comm"));
+        let paths = tasks.map(|task| task.path());
+        let listen = paths.filter(|path| name(path).is_ok_and(|name| name == "vhost-listen\n"));
+        listen.collect::<Vec<_>>()
+    };
+    let (endpoint, _) = place.serve();
+    let first = tasks();
+    assert_eq!(first.len(), 1);
+    drop(endpoint);
+    assert!(!place.path().exists());
+
+    let (endpoint, _) = place.serve();
+    assert_eq!(tasks(), first);
+    assert_eq!(Raw::connect(&place.path()).get(GET_FEATURES), offered());
+
+    drop(endpoint);
+    until(|| tasks().is_empty());
+    place.no_file_left();
+}
+
+#[test]
+fn ports_come_and_go_while_frontends_knock() {
+    let place = Place::new();
+    let path = |nth: usize| place.directory.join(format!("socket{nth}"));
+    std::thread::scope(|scope| {
+        for nth in 0..3 {
+            let (path, place) = (path(nth), &place);
+            scope.spawn(move || {
+                for round in 0..200 {
+                    let mut config = place.config();
+                    config.iface = path.to_str().unwrap().to_owned();
+                    let endpoint = start(config, &Arc::default()).unwrap();
+                    // Some are let in, some are not, some just now.
+                    let knocks: Vec<_> = (0..round % 4)
+                        .map(|_| UnixStream::connect(&path).unwrap())
+                        .collect();
+                    drop(endpoint);
+                    assert!(!path.exists(), "round {round}");
+                    drop(knocks);
+                }
+            });
+        }
+    });
+    until(|| threads("vhost-conn-0") == 0);
+    place.no_file_left();
+}
+
+#[test]
+fn a_vring_has_one_descriptor_for_each_of_its_eventfds() {
+    let place = Place::new();
+    let (endpoint, port) = place.serve();
+    let eventfds = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        let is = |link: &std::path::PathBuf| link.as_os_str() == "anon_inode:[eventfd]";
+        links.filter(is).count()
+    };
+    let before = eventfds();
+    let frontend = Frontend::connect(&place.path(), 2);
+    frontend.negotiate(VHOST_USER_F_PROTOCOL_FEATURES, 0);
+    frontend.start(0..2);
+    port.wait_for(3);
+
+    // Kick and call of two vrings, here and there; no bell for a connection that waits for nothing.
+    assert_eq!(eventfds(), before + 8);
+    drop((endpoint, frontend));
+    place.no_file_left();
+}
+
+#[test]
 fn the_17th_frontend_takes_the_place_of_the_oldest_that_is_not_served() {
     let place = Place::new();
     let (endpoint, port) = place.serve();

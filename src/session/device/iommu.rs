@@ -17,6 +17,9 @@ use crate::virtqueue::{Looked, Virtqueue};
 /// A question that got no answer is asked again, if it still matters.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often to look for what a bell would tell.
+const UNBIDDEN: Duration = Duration::from_millis(100);
+
 /// Questions without an answer.
 const MOST_PENDING: usize = 16_384;
 
@@ -523,6 +526,10 @@ impl Device {
 
     /// When to call [`settle`](Self::settle) although nothing happened.
     pub(in crate::session) fn timeout(&self) -> Option<Duration> {
+        // No descriptor was left for a bell.
+        if (self.waits || self.behind_iommu()) && self.place.bell.get().is_err() {
+            return Some(UNBIDDEN);
+        }
         (!self.asking.pending.is_empty()).then_some(PATIENCE)
     }
 }

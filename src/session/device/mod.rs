@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::held::Held;
 use self::iommu::Asking;
-use super::bell::Bell;
+use super::bell::LateBell;
 use super::error::RequestError;
 use super::features::VHOST_USER_PROTOCOL_F_STATUS;
 use super::postcopy::Postcopy;
@@ -45,8 +45,8 @@ pub(super) struct Place {
     pub(super) config: Arc<SessionConfig>,
     pub(super) events: Arc<dyn SessionEvents>,
     pub(super) turn: Arc<Turn>,
-    /// Rings when the turn is free again.
-    pub(super) bell: Arc<Bell>,
+    /// Rings when the turn is free again, or a burst misses a translation.
+    pub(super) bell: Arc<LateBell>,
     /// The port is closing: no more events.
     pub(super) ending: Arc<AtomicBool>,
     pub(super) spawn: Arc<dyn Spawn>,
@@ -312,7 +312,13 @@ impl Device {
         if !self.behind_iommu() {
             return None;
         }
-        let bell = Arc::clone(&self.place.bell);
+        // Without one `timeout` has us look now and then.
+        let bell = self.place.bell.get().ok().cloned();
+        let ring = move || {
+            if let Some(bell) = &bell {
+                bell.ring();
+            }
+        };
         Some(Translated {
             iotlb: Arc::clone(&self.iotlb),
             // Drivers transmit on odd vrings.
@@ -320,7 +326,7 @@ impl Device {
                 0 => Access::WRITE,
                 _ => Access::READ,
             },
-            questions: Arc::new(Questions::new(move || bell.ring())),
+            questions: Arc::new(Questions::new(ring)),
         })
     }
 
