@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::port::{Event, Port};
 use crate::raw::*;
-use crate::{Place, start, until};
+use crate::{EPOLL, Place, files_of, start, threads, until};
 use rte_net_vhost::session::Endpoint;
 use rte_net_vhost::session::features::*;
 
@@ -248,13 +248,6 @@ fn a_peer_that_leaves_at_any_byte_leaves_nothing_behind() {
     place.no_file_left();
 }
 
-/// How many threads of this process have this name.
-fn threads(name: &str) -> usize {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-    names.filter(|found| found.trim_end() == name).count()
-}
-
 #[test]
 fn one_thread_lets_in_the_frontends_of_all_ports() {
     let place = Place::new();
@@ -270,7 +263,7 @@ fn one_thread_lets_in_the_frontends_of_all_ports() {
         for raw in &served {
             assert_eq!(raw.get(GET_FEATURES), offered());
         }
-        assert_eq!(threads("vhost-listen"), 1);
+        assert_eq!(threads("vhost-listen").len(), 1);
         // In any order; the others go on.
         for nth in [3, 0, 1] {
             drop(endpoints.remove(nth));
@@ -286,7 +279,7 @@ fn one_thread_lets_in_the_frontends_of_all_ports() {
         endpoints.push(serve(0));
         assert_eq!(Raw::connect(&path(0)).get(GET_FEATURES), offered());
         drop(endpoints);
-        until(|| threads("vhost-listen") == 0);
+        until(|| threads("vhost-listen").is_empty());
     }
     place.no_file_left();
 }
@@ -294,25 +287,20 @@ fn one_thread_lets_in_the_frontends_of_all_ports() {
 #[test]
 fn a_port_that_comes_back_at_once_finds_the_thread_of_the_one_before() {
     let place = Place::new();
-    let tasks = || {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-        let name = |path: &std::path::Path| std::fs::read_to_string(path.join("comm"));
-        let paths = tasks.map(|task| task.path());
-        let listen = paths.filter(|path| name(path).is_ok_and(|name| name == "vhost-listen\n"));
-        listen.collect::<Vec<_>>()
-    };
     let (endpoint, _) = place.serve();
-    let first = tasks();
-    assert_eq!(first.len(), 1);
+    // It gives itself its name.
+    until(|| threads("vhost-listen").len() == 1);
+    let first = threads("vhost-listen");
     drop(endpoint);
     assert!(!place.path().exists());
 
     let (endpoint, _) = place.serve();
-    assert_eq!(tasks(), first);
+    assert_eq!(threads("vhost-listen"), first);
     assert_eq!(Raw::connect(&place.path()).get(GET_FEATURES), offered());
 
     drop(endpoint);
-    until(|| tasks().is_empty());
+    until(|| threads("vhost-listen").is_empty());
+    assert_eq!(files_of(EPOLL), 0);
     place.no_file_left();
 }
 
@@ -339,7 +327,7 @@ fn ports_come_and_go_while_frontends_knock() {
             });
         }
     });
-    until(|| threads("vhost-conn-0") == 0);
+    until(|| threads("vhost-conn-0").is_empty());
     place.no_file_left();
 }
 
@@ -347,12 +335,7 @@ fn ports_come_and_go_while_frontends_knock() {
 fn a_vring_has_one_descriptor_for_each_of_its_eventfds() {
     let place = Place::new();
     let (endpoint, port) = place.serve();
-    let eventfds = || {
-        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let links = files.filter_map(|file| std::fs::read_link(file.path()).ok());
-        let is = |link: &std::path::PathBuf| link.as_os_str() == "anon_inode:[eventfd]";
-        links.filter(is).count()
-    };
+    let eventfds = || files_of("anon_inode:[eventfd]");
     let before = eventfds();
     let frontend = Frontend::connect(&place.path(), 2);
     frontend.negotiate(VHOST_USER_F_PROTOCOL_FEATURES, 0);
