@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 
 use super::level::{Baseline, Level};
 use super::{HEADER_12, header_len};
-use crate::memory::GuestRange;
+use crate::memory::{GuestRange, prefetch_for_write};
 
 /// Copies `src` into `room`, cut to the shorter of the two; what is in `room` then.
 #[inline(always)]
@@ -326,18 +326,6 @@ fn prefetch_all_for_write(dst: *mut u8, len: usize) {
         prefetch_for_write(dst.wrapping_add(at));
         at += 64;
     }
-}
-
-/// Asks to own the line of an address, of any address.
-#[inline(always)]
-fn prefetch_for_write(at: *mut u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch of any address is only a hint, and a no-op on CPUs without it.
-    unsafe {
-        std::arch::asm!("prefetchw [{0}]", in(reg) at, options(nostack, preserves_flags, readonly));
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 /// `N` bytes at offset `at`.

@@ -19,7 +19,7 @@ pub use lookaside::{IotlbCursor, Lookaside, Questions, Translated};
 pub use region::{MapError, Region, RegionConfig};
 pub use shared::{
     Cursor, Descriptor, GuestPacked, GuestPackedRun, GuestRange, GuestTable, GuestTableEntries,
-    GuestU16s, GuestU16sRun, GuestUsed, GuestUsedRun, GuestWord,
+    GuestU16s, GuestU16sRun, GuestUsed, GuestUsedRun, GuestWord, prefetch_for_write,
 };
 pub use table::{AreaError, MemoryTable, TableError};
 pub use translate::{Ahead, Fault, Lookups, Physical, Piece, Space, Translate};

@@ -134,21 +134,26 @@ impl<'m> GuestRange<'m> {
         let _ = line;
     }
 
-    /// Asks to own the line `offset` bytes into the range, for writing; never faults.
-    ///
-    /// The intrinsic with the "exclusive" hint compiles to `prefetcht0`, which fetches the line
-    /// shared and makes each store wait for ownership; hence the instruction itself.
+    /// [Asks to own](prefetch_for_write) the line `offset` bytes into the range, for writing.
     #[inline(always)]
     pub fn prefetch_for_write(self, offset: usize) {
-        let line = self.line(offset);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch of any address is only a hint, and a no-op on CPUs without it.
-        unsafe {
-            std::arch::asm!("prefetchw [{0}]", in(reg) line, options(nostack, preserves_flags, readonly));
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
+        prefetch_for_write(self.line(offset));
     }
+}
+
+/// Asks to own the line of any address, for writing; never faults.
+///
+/// The intrinsic with the "exclusive" hint compiles to `prefetcht0`, which fetches the line
+/// shared and makes each store wait for ownership; hence the instruction itself.
+#[inline(always)]
+pub fn prefetch_for_write(line: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is only a hint, and a no-op on CPUs without it.
+    unsafe {
+        std::arch::asm!("prefetchw [{0}]", in(reg) line, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
 }
 
 /// Where a range lies in our address space, for whoever keeps its table in another way.
