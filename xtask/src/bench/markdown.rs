@@ -108,12 +108,8 @@ fn by_target(comparisons: &[(&Key, Comparison)]) -> String {
         .filter(|(key, found)| key.setup.mode != Mode::Instructions && found.ratio < FLOOR)
         .map(|(key, found)| {
             let noisy = if found.noisy { " ~" } else { "" };
-            let (setup, cell) = (&key.setup, &key.cell);
-            let direction = match key.direction {
-                Direction::Rate => cell.flow.name(),
-                direction => direction.name(),
-            };
-            format!("- {setup}, {cell} {direction}: {:.2}{noisy}\n", found.ratio)
+            let (setup, cell, way) = (&key.setup, &key.cell, key.way());
+            format!("- {setup}, {cell} {way}: {:.2}{noisy}\n", found.ratio)
         })
         .collect();
     if !below.is_empty() {

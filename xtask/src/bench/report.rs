@@ -40,13 +40,9 @@ fn line(key: &Key, comparison: &Comparison) -> String {
         ratio if ratio < target.ratio => "-",
         _ => " ",
     };
-    let flow = match key.direction {
-        Direction::Rate => key.cell.flow.name(),
-        direction => direction.name(),
-    };
     format!(
         "{:<20} {:>27} {:>27} {:>6.2} {mark}{} (target {:.2}){}",
-        format!("{} {flow}", key.cell),
+        format!("{} {}", key.cell, key.way()),
         numbers(&comparison.base),
         numbers(&comparison.ours),
         comparison.ratio,

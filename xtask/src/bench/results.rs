@@ -131,6 +131,16 @@ pub(super) struct Key {
     pub(super) direction: Direction,
 }
 
+impl Key {
+    /// The direction, or which way packets went.
+    pub(super) fn way(&self) -> &'static str {
+        match self.direction {
+            Direction::Rate => self.cell.flow.name(),
+            direction => direction.name(),
+        }
+    }
+}
+
 /// The runs of both drivers in one direction of one cell.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Runs {

@@ -112,10 +112,7 @@ fn draw_panel(panel: &[(&Key, Comparison)], left: usize, top: usize) -> String {
         let target = target(&key.setup, &key.cell, key.direction).ratio;
         let y = top + TITLE - 12 + row * ROW;
         let length = position(comparison.ratio);
-        let name = match key.direction {
-            Direction::Rate => key.cell.flow.name(),
-            direction => direction.name(),
-        };
+        let name = key.way();
         let _ = writeln!(
             text,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{} {name}</text>\
