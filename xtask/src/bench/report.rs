@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Context;
 use super::cells::{Mode, Setup};
-use super::results::{Comparison, Direction, Key};
+use super::results::{Comparison, Key};
 use super::statistics::{Summary, geometric_mean};
 use super::targets::{FLOOR, counts_for_mean, mean_target, target};
 
