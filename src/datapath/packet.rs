@@ -69,6 +69,12 @@ pub trait Packet: Copy {
         }
     }
 
+    /// Whether nothing is asked and the packet is marked: the transport's checksum is missing.
+    fn is_only_marked(&self) -> bool {
+        self.little()
+            .is_some_and(|little| little.marked && little.tag.is_none())
+    }
+
     /// The bytes of each segment, in order.
     fn segments(&self) -> impl Iterator<Item = &[u8]>;
 }

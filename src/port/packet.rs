@@ -170,6 +170,12 @@ impl Packet for Slot {
     }
 
     #[inline(always)]
+    fn is_only_marked(&self) -> bool {
+        const ALL: u64 = MORE | REQUESTS | RTE_MBUF_F_RX_L4_CKSUM_MASK;
+        self.mbuf().ol_flags() & ALL == RTE_MBUF_F_RX_L4_CKSUM_NONE
+    }
+
+    #[inline(always)]
     fn segments(&self) -> impl Iterator<Item = &[u8]> {
         self.mbuf().segments().map(|segment| self.bytes(segment))
     }

@@ -131,6 +131,44 @@ impl Changes {
         Self::of_asked(little, head, len, taken_unsummed)
     }
 
+    /// As [`of`](Self::of), for a frame of which nothing is asked and that is marked, when it is as most are:
+    /// TCP or UDP over IPv4, with no tag, no options and no fragments. `None` for all others.
+    #[inline(always)]
+    pub fn of_usual(frame: &[u8], taken_unsummed: bool) -> Option<Self> {
+        const START: u16 = 34;
+        let start = frame.first_chunk::<42>()?;
+        let &[.., k0, k1, version, _, l0, l1, _, _, f0, f1, _, protocol] =
+            start.first_chunk::<24>()?;
+        if [k0, k1, version] != [0x08, 0x00, 0x45] || (f0 & 0x3f) | f1 != 0 {
+            return None;
+        }
+        let (offset, least) = match protocol {
+            17 => (6, 8),
+            6 => {
+                let &[.., tcp_len, _, _, _, _, _, _, _] = frame.first_chunk::<54>()?;
+                (tcp_len >= 0x50).then_some((16, 20))?
+            }
+            _ => return None,
+        };
+        // Behind the IP packet there may be padding.
+        let carried = u16::from_be_bytes([l0, l1]).saturating_sub(IPV4_LEN);
+        if usize::from(START) + usize::from(carried) > frame.len() || carried < least {
+            return None;
+        }
+        let (_, addresses) = start
+            .first_chunk::<{ START as usize }>()?
+            .split_last_chunk()?;
+        let mut sum = Sum::default();
+        sum.add_words(*addresses);
+        sum.add_word(carried);
+        sum.add_word(protocol.into());
+        let left = if taken_unsummed { 0 } else { carried };
+        Some(Self {
+            transport: number([START, offset, sum.folded(), left]),
+            rest: 0,
+        })
+    }
+
     /// Apart, so that what is asked stays in registers.
     #[inline(never)]
     fn of_marked(little: Little, head: &[u8], len: usize, taken_unsummed: bool) -> Self {

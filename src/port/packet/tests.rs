@@ -83,7 +83,11 @@ fn little_is_what_is_asked_when_that_is_little() {
                     }
                 }
                 slot.mbuf().set_ol_flags(flags);
-                let Some(little) = slot.little() else {
+                let little = slot.little();
+                let only_marked =
+                    little.is_some_and(|little| little.marked && little.tag.is_none());
+                assert_eq!(slot.is_only_marked(), only_marked, "{flags:x}");
+                let Some(little) = little else {
                     continue;
                 };
                 // Lengths and version count only with a request.

@@ -72,6 +72,46 @@ fn what_changes_is_what_a_plan_changes() {
     }
 }
 
+/// What is usual is found in fewer steps, and never differs; each byte and each length is tried.
+#[test]
+fn usual_frames_change_as_all_do() {
+    let marked = Little {
+        marked: true,
+        ..Little::default()
+    };
+    for (transport, field) in [(Transport::Tcp, 50), (Transport::Udp, 40)] {
+        for payload in [0, 1, 100] {
+            let right = Build::new(Ip::V4, transport, payload).frame();
+            let padded = [&right[..], &[0; 6]].concat();
+            for unsummed in [false, true] {
+                let check = |frame: &[u8]| {
+                    let usual = Changes::of_usual(frame, unsummed);
+                    let all = Changes::of(marked, frame, frame.len(), unsummed);
+                    assert!(usual.is_none() || usual == all, "{frame:x?}");
+                    usual
+                };
+                for frame in [&right, &padded] {
+                    let word = check(frame).and_then(Changes::transport_word);
+                    assert_eq!(word.map(|word| word.at), Some(field));
+                    let mut frame = frame.clone();
+                    for at in 0..frame.len().min(60) {
+                        let old = frame[at];
+                        for value in 0..=u8::MAX {
+                            frame[at] = value;
+                            check(&frame);
+                        }
+                        frame[at] = old;
+                    }
+                }
+                for len in 0..padded.len() {
+                    let found = check(&padded[..len]).is_some();
+                    assert_eq!(found, len >= right.len());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_udp_checksum_of_zero_is_sent_as_ones() {
     let build = Build::new(Ip::V4, Transport::Udp, 10);
