@@ -44,6 +44,18 @@ pub(super) fn copy_out(dst: GuestRange<'_>, data: &[u8]) -> usize {
     len
 }
 
+/// As [`copy_out`], for a body that is not compiled for the level. Only long pieces are worth a call.
+#[inline(always)]
+pub(super) fn copy_out_apart<V: Level>(dst: GuestRange<'_>, data: &[u8]) -> usize {
+    let len = dst.len().min(data.len());
+    if len <= 256 {
+        return copy_out(dst, data);
+    }
+    // SAFETY: as in `copy_out`.
+    unsafe { copy_apart::<V>(dst.as_ptr(), data.as_ptr(), len) };
+    len
+}
+
 /// As [`copy_in`], for room that holds something.
 #[inline(always)]
 pub(super) fn copy_piece(room: &mut [u8], src: GuestRange<'_>) -> usize {
@@ -316,6 +328,18 @@ unsafe fn copy_long<const TO: bool>(dst: *mut u8, src: *const u8, len: usize) {
     }
     // SAFETY: the caller's promise.
     unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
+}
+
+/// `len` bytes to guest memory by the level's instructions. "Cold" as [`copy_long`].
+///
+/// # Safety
+///
+/// As for [`copy`].
+#[cold]
+#[inline(never)]
+unsafe fn copy_apart<V: Level>(dst: *mut u8, src: *const u8, len: usize) {
+    // SAFETY: the caller's promise.
+    V::run(|| unsafe { copy::<V, GUEST>(dst, src, len) });
 }
 
 /// Asks to own all lines of `len` bytes.

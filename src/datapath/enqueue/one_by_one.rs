@@ -1,7 +1,7 @@
 //! The middle body of the way to the guest.
 #![forbid(unsafe_code)]
 
-use super::super::copy::{Room, copy_out, copy_pair};
+use super::super::copy::{Room, copy_out, copy_out_apart, copy_pair};
 use super::super::level::Level;
 use super::super::logging::Logging;
 use super::super::{MERGEABLE, PASS, Packet, QueueCounters, Tally, count, header_len};
@@ -81,7 +81,7 @@ pub(super) fn enqueue_one_by_one<
         tail.copy_from_slice(&tail_word.to_le_bytes());
         copy_out(front.buffer, bytes.get(..header_len(F)).unwrap_or_default());
         let behind = front.buffer.after(header_len(F));
-        spread(behind, places.get(1..).unwrap_or_default(), first, segments);
+        spread::<V>(behind, places.get(1..).unwrap_or_default(), first, segments);
         for Word { at, value } in changes.words() {
             copy_pair(behind, at, value);
         }
@@ -126,7 +126,7 @@ fn find_place<'m, R: Run, A: Translate<'m>>(
 
 /// Writes `first` and `others` to `room`, and what does not fit there to `places`.
 #[inline(always)]
-fn spread<'m, 'p>(
+fn spread<'m, 'p, V: Level>(
     mut room: GuestRange<'m>,
     places: &[Place<'m>],
     first: &'p [u8],
@@ -135,7 +135,7 @@ fn spread<'m, 'p>(
     let mut places = places.iter();
     let mut data = first;
     loop {
-        let written = copy_out(room, data);
+        let written = copy_out_apart::<V>(room, data);
         room = room.after(written);
         data = data.get(written..).unwrap_or_default();
         if data.is_empty() {
